@@ -1,0 +1,62 @@
+"""Fixtures for all tests. rlhf_mini comes first: it takes the Hugging Face libraries offline."""
+
+import rlhf_mini  # noqa: F401, I001
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_mini.checkpoints import finish, writing
+from rlhf_mini.world.base import BaseOptions, train_tokenizer
+
+TEXTS = ["What colour is a kiwi inside?", "It is green.", "Name the capital of France.", "It is Paris."]
+
+
+@pytest.fixture(scope="session")
+def _nano_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nano")
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    options = BaseOptions(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2)
+    torch.manual_seed(options.seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=options.vocab_size,
+            n_positions=options.n_positions,
+            n_embd=options.n_embd,
+            n_layer=options.n_layer,
+            n_head=options.n_head,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            loss_type="ForCausalLM",
+        )
+    )
+    with writing(folder, "base") as partial:
+        finish(
+            partial,
+            stage="base",
+            model=model,
+            tokenizer=tokenizer,
+            options=options,
+            seed=options.seed,
+            metrics={},
+            started=time.time(),
+        )
+    return folder / "base"
+
+
+@pytest.fixture
+def nano_base(_nano_base: Path, tmp_path: Path) -> Path:
+    """A checkpoint like data/base, but random and tiny: GPT-2 of 2 layers and width 32, byte-level BPE, chat template.
+
+    Each test gets a copy of its own in tmp_path/base, to build on or to break.
+    """
+    return Path(shutil.copytree(_nano_base, tmp_path / "base"))
