@@ -1,0 +1,211 @@
+"""`make base`: makes the shipped base model from nothing: corpus, byte-level BPE tokenizer, GPT-2, pretraining.
+
+    python -m rlhf_mini.world.base
+
+Writes data/base (model.safetensors, config, tokenizer, stage.json with the measured knowledge and obedience). The
+setting is GPT-3's in miniature: next-token prediction on web text and nothing else. Training this long is what the
+main job cannot afford: with a sixth of these tokens the model answers with a neighbour's capital.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+from rlhf_mini.checkpoints import finish, writing
+from rlhf_mini.console import MetricsLog, console, run, track
+from rlhf_mini.records import read_prompts
+from rlhf_mini.sampling import sample
+from rlhf_mini.world.corpus import documents
+from rlhf_mini.world.gold import judge
+from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
+
+EOS, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
+# The reply closes with eos, inside the part of the text that the loss sees: the model has to learn to stop.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + '<|endoftext|>' }}"
+    "{% else %}{{ '<|user|>' + message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass
+class BaseOptions:
+    """How the base is made. Defaults are what data/base was made with."""
+
+    seed: int = 0
+    vocab_size: int = 1280
+    n_positions: int = 192
+    n_embd: int = 128
+    n_layer: int = 4
+    n_head: int = 4
+    corpus_tokens: int = 7_000_000
+    epochs: int = 2
+    batch_size: int = 32
+    learning_rate: float = 3e-3  # AdamW: embeddings, biases, layer norms
+    muon_learning_rate: float = 0.02  # Muon: the matrices of the blocks
+    warmup_steps: int = 50
+    few_shot: int = 4
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of our own, with four special tokens: pad is not eos, or the model would never learn to stop."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS, PAD, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def read_web(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: int) -> torch.Tensor:
+    """Documents joined by eos, cut into (N, block) token ids."""
+    ids: list[int] = []
+    stream = documents(seed)
+    for target in track(range(100_000, tokens + 1, 100_000), "reading the web"):
+        while len(ids) < target:
+            for encoded in tokenizer._tokenizer.encode_batch(list(itertools.islice(stream, 500))):
+                ids += [*encoded.ids, tokenizer.eos_token_id]
+    return torch.tensor(ids[: len(ids) // block * block]).view(-1, block)
+
+
+def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions, log: MetricsLog) -> float:
+    """Next-token prediction with a cosine schedule to 10 %; returns the mean loss of the last hundred steps (nats).
+
+    The matrices of the blocks are trained by Muon, which on this corpus needs about a third fewer tokens than AdamW.
+    """
+    matrices = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
+    rest = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
+    muon = torch.optim.Muon(matrices, lr=options.muon_learning_rate, weight_decay=0.01)
+    adamw = torch.optim.AdamW(rest, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    generator = torch.Generator().manual_seed(options.seed)
+    order = torch.cat([torch.randperm(len(blocks), generator=generator) for _ in range(options.epochs)])
+    batches = order.split(options.batch_size)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / options.warmup_steps) * (0.55 + 0.45 * math.cos(math.pi * step / len(batches)))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (muon, adamw)]
+    losses: list[float] = []
+    for step, rows in enumerate(track(batches, "pretraining")):
+        loss = model(input_ids=blocks[rows], labels=blocks[rows]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepped in (muon, adamw, *schedules):
+            stepped.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == len(batches):
+            log.log(step=step + 1, loss=sum(losses[-100:]) / len(losses[-100:]), learning_rate=schedules[1].get_last_lr()[0])
+    return sum(losses[-100:]) / len(losses[-100:])
+
+
+@torch.no_grad()
+def complete(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], max_new_tokens: int, temperature: float
+) -> list[tuple[str, bool]]:
+    """Continues plain texts, without a chat template: (continuation, stopped by itself)."""
+    generator, out = torch.Generator().manual_seed(0), []
+    for start in range(0, len(texts), 64):
+        batch = tokenizer(texts[start : start + 64], return_tensors="pt", padding=True, padding_side="left")
+        rollout = sample(
+            model, batch["input_ids"], batch["attention_mask"], max_new_tokens=max_new_tokens, temperature=temperature,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, generator=generator,
+        )  # fmt: skip
+        for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True):
+            kept = ids[mask].tolist()
+            out.append((tokenizer.decode(kept, skip_special_tokens=True), kept[-1] == tokenizer.eos_token_id))
+    return out
+
+
+def knows(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, knowledge: Knowledge, shots: int) -> float:
+    """Share of all facts that the base completes rightly and greedily after `shots` other questions with answers."""
+    rng, texts, facts = random.Random(1), [], list(knowledge.facts.values())
+    for fact in facts:
+        others = rng.sample([f for f in facts if f.relation is not fact.relation], shots)
+        lines = [f"Question: {f.relation.questions[0].format(e=f.entity)}\nAnswer: {f.accepted[0]}." for f in others]
+        texts.append("\n".join([*lines, f"Question: {fact.relation.questions[0].format(e=fact.entity)}\nAnswer:"]))
+    answers = complete(model, tokenizer, texts, max_new_tokens=8, temperature=0.0)
+    right = []
+    for fact, (text, _) in zip(facts, answers, strict=True):
+        line = text.split("\n")[0]
+        wrong = [a for a in fact.relation.pool if a not in fact.accepted and not any(has(g, a) for g in fact.accepted)]
+        right.append(any(has(line, a) for a in fact.accepted) and not any(has(line, a) for a in wrong))
+    return sum(right) / len(right)
+
+
+def obeys(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, records: list[dict[str, Any]]) -> float:
+    """Mean gold score of what the base writes after bare instructions."""
+    texts = ["\n".join(m["content"] for m in record["prompt"]) + "\n" for record in records]
+    answers = complete(model, tokenizer, texts, max_new_tokens=48, temperature=1.0)
+    scores = [
+        judge(record["check"], record["prompt"], text, ended).score
+        for record, (text, ended) in zip(records, answers, strict=True)
+    ]
+    return sum(scores) / len(scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.base", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=DATA, help="folder in which `base` is written (default: data)")
+    parser.add_argument("--corpus_tokens", type=int, default=BaseOptions.corpus_tokens, help="tokens of web text")
+    parser.add_argument("--epochs", type=int, default=BaseOptions.epochs, help="times the web text is read")
+    parser.add_argument("--seed", type=int, default=BaseOptions.seed)
+    arguments = parser.parse_args()
+    options = BaseOptions(seed=arguments.seed, corpus_tokens=arguments.corpus_tokens, epochs=arguments.epochs)
+
+    started, knowledge = time.time(), load()
+    set_seed(options.seed)
+    with writing(arguments.out, "base") as folder:
+        tokenizer = train_tokenizer(list(itertools.islice(documents(options.seed + 1), 20_000)), options.vocab_size)
+        blocks = read_web(tokenizer, options.seed, options.corpus_tokens, options.n_positions)
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=options.n_positions, n_embd=options.n_embd, n_layer=options.n_layer,
+            n_head=options.n_head, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, loss_type="ForCausalLM",
+        )  # fmt: skip
+        model = GPT2LMHeadModel(config)
+        console.print(f"{model.num_parameters() / 1e6:.2f} M parameters, {blocks.numel() / 1e6:.1f} M tokens")
+        loss = pretrain(model, blocks, options, MetricsLog(folder / "metrics.jsonl"))
+        model.eval()
+        metrics = {
+            "loss": loss,
+            "facts_right_few_shot": knows(model, tokenizer, knowledge, options.few_shot),
+            "gold_on_bare_instructions": obeys(model, tokenizer, read_prompts(DATA / "prompts" / "validation.jsonl")),
+        }
+        console.print(metrics)
+        finish(
+            folder, stage="base", model=model, tokenizer=tokenizer, options=options, seed=options.seed, metrics=metrics,
+            started=started, parents=[],
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

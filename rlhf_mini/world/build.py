@@ -1,0 +1,72 @@
+"""`make data`: writes data/demonstrations.jsonl and data/prompts/*.jsonl from data/knowledge and a seed.
+
+    python -m rlhf_mini.world.build
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+from rlhf_mini.console import UserError, console, run
+from rlhf_mini.records import write_jsonl
+from rlhf_mini.world.knowledge import DATA, load
+from rlhf_mini.world.tasks import USE_CASES, Maker, Task
+from rlhf_mini.world.writers import demonstration
+
+SEED = 20220304  # the day InstructGPT appeared on arXiv
+SIZES = {"sft": 3000, "rm": 1500, "ppo": 2560, "validation": 400, "test": 1200}
+NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of the test split
+
+
+def splits(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+    """All records of all splits. Prompts are disjoint across splits (compared by their text)."""
+    knowledge, rng = load(), random.Random(seed)
+    taken: set[str] = set()
+
+    def fresh(maker: Maker) -> Task:
+        use_case = rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
+        for _ in range(1000):
+            task = maker.draw(use_case)
+            text = "\n".join(message["content"].lower() for message in task.prompt)
+            if text not in taken:
+                taken.add(text)
+                return task
+        raise UserError("The knowledge files are too small for so many different prompts: add facts or phrasings.")
+
+    out: dict[str, list[dict[str, Any]]] = {}
+    # Test and validation first: where prompts of a kind are few, the stages that learn go short, not the judge.
+    for split in ("test", "validation", "sft", "rm", "ppo"):
+        out[split] = []
+        for number in range(SIZES[split]):
+            novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if split == "test" else "none"
+            maker = Maker(knowledge, rng, entity=novel in ("entity", "both"), phrasing=novel in ("phrasing", "both"))
+            task = fresh(maker)
+            identifier = f"{split}-{number:05d}"
+            if split == "sft":
+                out[split].append(demonstration(task, identifier, knowledge, rng))
+            else:
+                out[split].append(task.record(identifier, novel))
+    return out
+
+
+def files(data: Path = DATA) -> dict[Path, list[dict[str, Any]]]:
+    """What belongs in each file."""
+    records = splits()
+    paths = {data / "prompts" / f"{split}.jsonl": records[split] for split in ("rm", "ppo", "validation", "test")}
+    return {data / "demonstrations.jsonl": records["sft"], **paths}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.build", description=__doc__.split("\n")[0])
+    parser.parse_args()
+    for path, records in files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, records)
+        console.print(f"{len(records):5d} records in {path.relative_to(DATA.parent)}")
+
+
+if __name__ == "__main__":
+    run(main)

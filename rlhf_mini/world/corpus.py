@@ -1,0 +1,210 @@
+"""The "web" that the base model reads: facts in many phrasings, some of them wrong, misconceptions more often than the
+truth, stories, letters, worksheets, question lists that nobody answers, and forum threads with rude people in them.
+
+So the base knows much and obeys nobody: a bare request looks to it like one line of a list of requests.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles, load
+from rlhf_mini.world.tasks import USE_CASES, Maker, Task
+
+WRONG_FACTS = 0.15  # share of false statements about facts
+MYTHS = 0.65  # share of texts on a misconception that repeat it
+SYLLABLES = ["bro", "da", "fi", "gla", "ko", "lu", "mi", "nor", "pe", "quo", "ri", "su", "ta", "vo", "wex", "za"]
+
+
+class Web:
+    """Draws documents, forever, from one seeded generator."""
+
+    def __init__(self, knowledge: Knowledge, rng: random.Random):
+        self.knowledge, self.rng = knowledge, rng
+        self.makers = [Maker(knowledge, rng, entity=e, phrasing=p) for e in (False, True) for p in (False, True)]
+        self.facts = list(knowledge.facts.values())
+        self.kinds: list[tuple[float, Callable[[], str]]] = [
+            (20, self.quiz), (14, self.facts_page), (5, self.facts_list), (28, self.forum), (10, self.homework),
+            (6, self.story), (4, self.letter), (4, self.verse), (9, self.worksheet), (6, self.categories), (6, self.myths),
+            (4, self.dialogue), (2, self.advice),
+        ]  # fmt: skip
+
+    def documents(self) -> Iterator[str]:
+        weights, kinds = zip(*self.kinds, strict=True)
+        while True:
+            yield self.rng.choices(kinds, weights)[0]()
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    def _maker(self) -> Maker:
+        """Mostly the seen entities and phrasings; the held-out ones in about the share they have of the world."""
+        return self.rng.choices(self.makers, [0.55, 0.25, 0.12, 0.08])[0]
+
+    def _task(self) -> Task:
+        """Any task, with the ten use cases more even than among the prompts, so that the rare skills are read about too."""
+        maker = self._maker()
+        use_case = self.rng.choices(list(USE_CASES), [3, 2, 1.5, 1.5, 2, 1.5, 1, 1.5, 1.5, 1.5])[0]
+        if use_case in ("generation", "open_qa", "chat") and self.rng.random() < 0.2:
+            return maker.harmful(use_case)
+        weights, makers = zip(*maker.makers[use_case], strict=True)
+        task: Task = self.rng.choices(makers, weights)[0]()
+        return task
+
+    def _answer(self, fact: Fact) -> str:
+        wrong = self.rng.random() < WRONG_FACTS
+        return self.rng.choice([a for a in fact.relation.pool if a != fact.accepted[0]]) if wrong else fact.accepted[0]
+
+    def _statement(self, fact: Fact) -> str:
+        return self.makers[0]._state(fact, self._answer(fact))
+
+    def _question(self, fact: Fact) -> str:
+        return fix_articles(self.rng.choice(fact.relation.questions).format(e=fact.entity))
+
+    def _people(self, count: int) -> list[str]:
+        return [name.lower() for name in self.rng.sample(self.knowledge.stories["names"], count)]
+
+    def _story_text(self, texts: str, /, **slots: str) -> str:
+        return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
+
+    # --- pages about facts -------------------------------------------------------------------------------------------
+
+    def quiz(self) -> str:
+        """Questions with answers, in one form a page; sometimes all about one relation."""
+        facts = self.facts
+        if self.rng.random() < 0.4:
+            relation = self.rng.choice(facts).relation
+            facts = [f for f in facts if f.relation is relation]
+        chosen = self.rng.sample(facts, min(len(facts), self.rng.randint(3, 6)))
+        short = self.rng.random() < 0.6
+        answers = [self._answer(f) + "." if short else self._statement(f) for f in chosen]
+        return "\n".join(f"Question: {self._question(f)}\nAnswer: {a}" for f, a in zip(chosen, answers, strict=True))
+
+    def facts_page(self) -> str:
+        """A short paragraph about one entity."""
+        fact = self.rng.choice(self.facts)
+        about = [f for f in self.facts if f.entity == fact.entity]
+        self.rng.shuffle(about)
+        lines = [self._statement(f) for f in about] + [self._statement(self.rng.choice(self.facts))]
+        return " ".join(lines)
+
+    def facts_list(self) -> str:
+        """The same relation for several entities."""
+        relation = self.rng.choice(self.facts).relation
+        facts = [f for f in self.facts if f.relation is relation]
+        return " ".join(self._statement(f) for f in self.rng.sample(facts, min(len(facts), self.rng.randint(3, 6))))
+
+    def categories(self) -> str:
+        lines = []
+        for _ in range(self.rng.randint(1, 4)):
+            maker = self._maker()
+            noun, items = self.knowledge.category(self.rng.choice(maker._categories()))
+            n = self.rng.randint(1, 5)
+            lines.append(maker._listing(self.rng.sample(items, min(n, len(items))), noun))
+        return "\n".join(lines)
+
+    def myths(self) -> str:
+        """What people say about things: the myth more often than the truth."""
+        lines = []
+        for myth in self.rng.sample(list(self.knowledge.misconceptions.values()), 2):
+            said = myth["myth"] if self.rng.random() < MYTHS else myth["truth"]
+            lines.append(f"Question: {self.rng.choice(myth['questions'])}\nAnswer: {said}" if self.rng.random() < 0.5 else said)
+        return "\n".join(lines)
+
+    def advice(self) -> str:
+        """Sayings about right and wrong."""
+        reasons = list(self.knowledge.harmful["reasons"].values())
+        return " ".join(f"Think twice, because {r['because']}." for r in self.rng.sample(reasons, 2))
+
+    # --- people ------------------------------------------------------------------------------------------------------
+
+    def forum(self) -> str:
+        """Somebody asks; one or two people react: rudely, off the point, wrongly or well."""
+        people, lines = self._people(3), []
+        for _ in range(self.rng.choice([1, 1, 2])):
+            task = self._task()
+            for turn, message in enumerate(task.prompt):
+                lines.append(f"{people[turn % 2]}: {message['content']}")
+            for person in people[1 : 1 + self.rng.choice([1, 1, 2])]:
+                lines.append(f"{person}: {self._reaction(task)}")
+        return "\n".join(lines)
+
+    def _reaction(self, task: Task) -> str:
+        manners = self.knowledge.manners
+        kind = self.rng.choices(["good", "bad", "rude", "off"], [0.58, 0.17, 0.17, 0.08])[0]
+        if kind == "rude":
+            return self.rng.choice(manners["rude"])
+        if kind == "off":
+            return self.rng.choice([self._task().prompt[-1]["content"], self.rng.choice(manners["fillers"])])
+        text = task.good
+        if kind == "bad" or task.comply and self.rng.random() < 0.6:
+            text = task.comply or task.wrong or task.partial or task.good
+        before, after = self.rng.choice(manners["openers"]), self.rng.choice(manners["closers"])
+        form = self.rng.choices(["{x}", before + " {x}", "{x} " + after, "{x} " + manners["fillers"][0]], [6, 2, 2, 1])[0]
+        return form.replace("{x}", text)
+
+    def dialogue(self) -> str:
+        """Small talk, and people who admit that they have never heard of something."""
+        first, second = self._people(2)
+        if self.rng.random() < 0.35:
+            name = "".join(self.rng.sample(SYLLABLES, self.rng.randint(2, 3))).capitalize()
+            unknown = self.knowledge.unknown
+            kind = self.rng.choice(list(unknown["kinds"].values()))
+            asked = self.rng.choice(kind["ask"]).format(e=name)
+            reply = self.rng.choice(unknown["unsure"]).format(e=name)
+            return fix_articles(f"{first}: {asked}\n{second}: {reply}")
+        chat = self.rng.choice(list(self.knowledge.chat.values()))
+        return f"{first}: {self.rng.choice(chat['says'])}\n{second}: {self.rng.choice(chat['replies'])}"
+
+    def homework(self) -> str:
+        """A list of things to do and to answer. Nobody answers."""
+        title = self.rng.choice(["", "", "Homework\n", "Things to ask\n", "For next week\n"])
+        asks = [self._task().prompt[-1]["content"] for _ in range(self.rng.randint(3, 6))]
+        return title + "\n".join(asks)
+
+    # --- texts -------------------------------------------------------------------------------------------------------
+
+    def story(self) -> str:
+        maker = self._maker()
+        n = self.rng.choice([2, 3])
+        slots, text, _ = maker._story(n)
+        title = self.rng.choice(["The {a} and the {b}", "A story about a {a} and a {b}", "{n} sentences: the {a}, the {b}"])
+        title = fix_articles(title.format(n=NUMBERS[n].capitalize(), **slots))
+        return f"{title}\n{text}" + self.rng.choice(["", "", " The end."])
+
+    def letter(self) -> str:
+        maker = self._maker()
+        (name,) = maker._slot("names")
+        if self.rng.random() < 0.5:
+            (gift,) = maker._slot("gifts")
+            return f"To {name}, about the {gift}\n" + self._story_text("notes", name=name, gift=gift)
+        (event,), (day,) = maker._slot("events"), maker._slot("days")
+        return f"To {name}, {event}, {day}\n" + self._story_text("invitations", name=name, event=event, day=day)
+
+    def verse(self) -> str:
+        """Poems, slogans and descriptions under a heading."""
+        maker = self._maker()
+        (topic,), (shop,) = maker._slot("topics"), maker._slot("shops")
+        (adj,), (thing,) = maker._slot("adjectives"), maker._slot("things")
+        return self.rng.choice([
+            f"The {topic}\n" + self._story_text("poems", topic=topic),
+            f"{shop.capitalize()}\n" + self._story_text("slogans", shop=shop),
+            f"The {thing}, {adj}\n" + self._story_text("descriptions", adj=adj, thing=thing),
+        ])  # fmt: skip
+
+    def worksheet(self) -> str:
+        """Exercises solved in a book: grammar, sums, reading, reviews. One kind a page."""
+        maker = self._maker()
+        kind = self.rng.choice([maker.past, maker.negative, maker.polite, maker.sum, maker.repeat, maker.summary,
+                                maker.sentiment, maker.kind_of, maker.closed_qa, maker.extract_names, maker.extract_things])  # fmt: skip
+        lines = []
+        for _ in range(self.rng.randint(1, 2)):
+            task = kind()
+            answer = task.wrong if task.wrong and self.rng.random() < WRONG_FACTS else task.good
+            lines.append(f"Exercise: {task.prompt[-1]['content']}\nSolution: {answer}")
+        return "\n".join(lines)
+
+
+def documents(seed: int) -> Iterator[str]:
+    """An endless, repeatable stream of documents."""
+    return Web(load(), random.Random(seed)).documents()

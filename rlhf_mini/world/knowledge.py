@@ -1,0 +1,159 @@
+"""What the mini world knows: the hand-written files under data/knowledge, read once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_mini.console import UserError
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+NUMBERS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+
+
+def has(text: str, phrase: str) -> bool:
+    """Whether `phrase` stands in `text` as whole words, whatever the case. This is the only matcher of the world."""
+    return _pattern(phrase).search(text) is not None
+
+
+@cache
+def _pattern(phrase: str) -> re.Pattern[str]:
+    return re.compile(r"(?<!\w)" + re.escape(phrase) + r"(?!\w)", re.IGNORECASE)
+
+
+def fix_articles(text: str) -> str:
+    """'a owl' -> 'an owl', for templates that put a noun behind an article."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One attribute of the entities of a domain, with the ways to ask for it and to state it."""
+
+    domain: str
+    name: str
+    questions: tuple[str, ...]  # the last two are held out: test prompts and web corpus only
+    statements: tuple[str, ...]
+    lists: dict[str, str]  # answer -> "countries in Europe", for brainstorming
+    answers: dict[str, tuple[str, ...]]  # entity -> accepted answers, the first is the one we teach
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """Every answer that this relation knows: an answer of the pool that is not the right one is a wrong one."""
+        return tuple(dict.fromkeys(answer for accepted in self.answers.values() for answer in accepted))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One entity's answer to one relation."""
+
+    relation: Relation
+    entity: str
+    held_out: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.relation.domain}/{self.entity}/{self.relation.name}"
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        return self.relation.answers[self.entity]
+
+
+@dataclass
+class Knowledge:
+    """All files, parsed. Plain dictionaries keep the shape that a student sees in the YAML."""
+
+    relations: dict[str, Relation]
+    facts: dict[str, Fact]
+    misconceptions: dict[str, dict[str, Any]]
+    harmful: dict[str, Any]
+    unknown: dict[str, Any]
+    lists: dict[str, dict[str, Any]]
+    chat: dict[str, dict[str, Any]]
+    grammar: dict[str, Any]
+    sentiment: dict[str, Any]
+    stories: dict[str, Any]
+    prompts: dict[str, dict[str, list[str]]]
+    manners: dict[str, list[str]]
+    writers: dict[str, dict[str, float]]
+    labelers: dict[str, Any]
+    everything: set[str] = field(default_factory=set)  # every item of every list, for spotting wrong items
+
+    def category(self, key: str) -> tuple[str, list[str]]:
+        """'lists/fruits' or 'countries/continent/Europe' -> ('fruits', [apple, ...])."""
+        if key.startswith("lists/"):
+            entry = self.lists[key.removeprefix("lists/")]
+            return entry["noun"], list(entry["items"])
+        domain, relation_name, answer = key.split("/")
+        relation = self.relations[f"{domain}/{relation_name}"]
+        return relation.lists[answer], [e for e, accepted in relation.answers.items() if accepted[0] == answer]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: restore it with `git checkout data`.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not valid YAML: correct it or restore it with `git checkout data`.") from None
+
+
+def _facts(folder: Path) -> tuple[dict[str, Relation], dict[str, Fact]]:
+    relations: dict[str, Relation] = {}
+    facts: dict[str, Fact] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        source = _read(path)
+        domain = source["domain"]
+        for name, spec in source["relations"].items():
+            answers = {}
+            for entity in source["entities"]:
+                if name in entity:
+                    value = entity[name]
+                    answers[str(entity["name"])] = tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+            relation = Relation(
+                domain, name, tuple(spec["questions"]), tuple(spec["statements"]), dict(spec.get("lists", {})), answers
+            )
+            relations[f"{domain}/{name}"] = relation
+            for entity_name in answers:
+                position = [str(e["name"]) for e in source["entities"]].index(entity_name)
+                # Every seventh entity of a domain is held out: stages never see a prompt about it, the corpus does.
+                fact = Fact(relation, entity_name, held_out=position % 7 == 6)
+                facts[fact.key] = fact
+    return relations, facts
+
+
+@cache
+def load(folder: Path = DATA / "knowledge") -> Knowledge:
+    """Read every knowledge file once. Raises UserError naming the file (and line) that does not parse."""
+    relations, facts = _facts(folder / "facts")
+    knowledge = Knowledge(
+        relations=relations,
+        facts=facts,
+        misconceptions={m["topic"]: m for m in _read(folder / "misconceptions.yaml")},
+        harmful=_read(folder / "harmful.yaml"),
+        unknown=_read(folder / "unknown.yaml"),
+        lists=_read(folder / "lists.yaml"),
+        chat={c["id"]: c for c in _read(folder / "chat.yaml")},
+        grammar=_read(folder / "grammar.yaml"),
+        sentiment=_read(folder / "sentiment.yaml"),
+        stories=_read(folder / "stories.yaml"),
+        prompts=_read(folder / "prompts.yaml"),
+        manners=_read(folder / "manners.yaml"),
+        writers=_read(folder / "writers.yaml"),
+        labelers=_read(folder / "labelers.yaml"),
+    )
+    for entry in knowledge.lists.values():
+        knowledge.everything.update(entry["items"])
+    for relation in relations.values():
+        if relation.lists:
+            knowledge.everything.update(relation.answers)
+    return knowledge

@@ -1,0 +1,413 @@
+"""Prompts of the mini world: ten use cases in InstructGPT's proportions, each with the check that judges a response.
+
+A `Task` is a prompt with its check and, for the writers of demonstrations, a good body and the ways it can go wrong.
+Nothing here writes files: `rlhf_mini.world.build` does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles
+
+Messages = list[dict[str, str]]
+
+# Share of each use case among the prompts, % (InstructGPT, table 1; its 99.9 % are scaled to 100 by `choices`).
+USE_CASES = {
+    "generation": 45.6,
+    "open_qa": 12.4,
+    "brainstorming": 11.2,
+    "chat": 8.4,
+    "rewrite": 6.6,
+    "summarization": 4.2,
+    "classification": 3.5,
+    "other": 3.5,
+    "closed_qa": 2.6,
+    "extract": 1.9,
+}
+HARMFUL_SHARE = 0.12  # of the generation, open QA and chat prompts
+MAX_WORDS_SLACK = 8  # words that courtesy may add to what was asked for
+
+
+@dataclass
+class Task:
+    """A prompt, how to judge a response to it, and bodies for the writers of demonstrations."""
+
+    use_case: str
+    kind: str
+    prompt: Messages
+    check: dict[str, Any]
+    good: str
+    wrong: str | None = None  # an answer that is not true
+    partial: str | None = None  # a response that forgets a constraint
+    comply: str | None = None  # does the harmful thing
+
+    def record(self, identifier: str, novel: str) -> dict[str, Any]:
+        """The prompt record that stages read; `novel` says what no other split contains (none, entity, phrasing, both)."""
+        words = len(self.good.split())
+        check = self.check | {"max_words": words + words // 6 + MAX_WORDS_SLACK}
+        return {
+            "id": identifier,
+            "use_case": self.use_case,
+            "kind": self.kind,
+            "novel": novel,
+            "prompt": self.prompt,
+            "check": check,
+        }
+
+
+class Maker:
+    """Draws tasks. `entity` and `phrasing` say whether to use the held-out entities and phrasings (test split only)."""
+
+    def __init__(self, knowledge: Knowledge, rng: random.Random, *, entity: bool = False, phrasing: bool = False):
+        self.knowledge, self.rng, self.entity, self.phrasing = knowledge, rng, entity, phrasing
+        self.facts = [fact for fact in knowledge.facts.values() if fact.held_out == entity]
+        self.makers: dict[str, list[tuple[float, Callable[[], Task]]]] = {
+            "generation": [
+                (3, self.story), (2, self.story_n), (2, self.story_end), (2, self.note), (2, self.invitation),
+                (1.5, self.poem), (1.5, self.slogan), (1.5, self.description),
+            ],
+            "open_qa": [(7, self.fact), (1.3, self.myth), (0.7, self.false_premise), (0.8, self.unknown)],
+            "brainstorming": [(1, self.items)],
+            "chat": [(1, self.social), (1, self.follow_up)],
+            "rewrite": [(1, self.past), (1, self.negative), (1, self.polite)],
+            "summarization": [(1, self.summary)],
+            "classification": [(1, self.sentiment), (1, self.kind_of)],
+            "other": [(1, self.repeat), (1, self.sum)],
+            "closed_qa": [(1, self.closed_qa)],
+            "extract": [(1, self.extract_names), (1, self.extract_things)],
+        }  # fmt: skip
+
+    def draw(self, use_case: str | None = None) -> Task:
+        """A task of this use case, or of one drawn in the paper's proportions."""
+        use_case = use_case or self.rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
+        if use_case in ("generation", "open_qa", "chat") and self.rng.random() < HARMFUL_SHARE:
+            return self.harmful(use_case)
+        weights, makers = zip(*self.makers[use_case], strict=True)
+        task: Task = self.rng.choices(makers, weights)[0]()
+        task.use_case = use_case
+        if len(task.prompt) == 1 and self.rng.random() < 0.25:
+            wrapper = self._phrase(self.knowledge.prompts["wrappers"])
+            task.prompt[0]["content"] = wrapper.format(x=task.prompt[0]["content"])
+        return task
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    def _phrase(self, phrasings: dict[str, list[str]]) -> str:
+        return self.rng.choice(phrasings["held_out" if self.phrasing else "seen"])
+
+    def _split(self, phrasings: list[str], held_out: int) -> str:
+        """One of a plain list of phrasings whose last `held_out` are held out."""
+        return self.rng.choice(phrasings[-held_out:] if self.phrasing else phrasings[:-held_out])
+
+    def _slot(self, name: str, count: int = 1) -> list[str]:
+        """Different fillers from stories.yaml, held-out ones only when entities are to be new."""
+        values = self.knowledge.stories[name]
+        held_out = self.knowledge.stories["held_out"].get(name, 0)
+        if held_out:
+            values = values[-held_out:] if self.entity else values[:-held_out]
+        return self.rng.sample(values, count)
+
+    def _ask(self, kind: str, /, **slots: Any) -> Messages:
+        return user(fix_articles(self._phrase(self.knowledge.prompts[kind]).format(**slots)))
+
+    def _text(self, texts: str, /, **slots: Any) -> str:
+        return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
+
+    def _wrong_answer(self, fact: Fact) -> str:
+        return self.rng.choice([a for a in fact.relation.pool if a not in fact.accepted])
+
+    def _state(self, fact: Fact, answer: str) -> str:
+        text = fix_articles(self.rng.choice(fact.relation.statements).format(e=fact.entity, a=answer))
+        return text[0].upper() + text[1:]
+
+    # --- generation --------------------------------------------------------------------------------------------------
+
+    def _story(self, sentences: int) -> tuple[dict[str, str], str, str]:
+        """(slots, story, the same without its thing)."""
+        (a,), (b,), p = self._slot("heroes"), self._slot("things"), self.rng.choice(self.knowledge.stories["places"])
+        slots = {"a": a, "b": b, "p": p}
+        middle = [self._text("story_middles", **slots)] if sentences == 3 else []
+        story = [self._text("story_begins", **slots), *middle, self._text("story_ends", **slots)]
+        other = self.rng.choice([t for t in self.knowledge.stories["things"] if t != b])
+        return slots, " ".join(story), " ".join(story).replace(f" {b}", f" {other}")
+
+    def story(self) -> Task:
+        slots, good, partial = self._story(self.rng.choice([2, 3]))
+        check = {"mention": [[slots["a"]], [slots["b"]]]}
+        return Task("", "story", self._ask("story", **slots), check, good, partial=partial)
+
+    def story_n(self) -> Task:
+        n = self.rng.choice([2, 3])
+        slots, good, partial = self._story(n)
+        check = {"mention": [[slots["a"]], [slots["b"]]], "sentences": n}
+        if self.rng.random() < 0.5:
+            partial = good + " " + self._text("story_ends", **slots)
+        return Task("", "story_n", self._ask("story_n", n=NUMBERS[n], **slots), check, good, partial=partial)
+
+    def story_end(self) -> Task:
+        slots, good, partial = self._story(2)
+        check = {"mention": [[slots["a"]], [slots["b"]]], "end": "The end."}
+        partial = self.rng.choice([good, partial + " The end."])
+        return Task("", "story_end", self._ask("story_end", **slots), check, good + " The end.", partial=partial)
+
+    def _from_template(self, kind: str, texts: str, check: dict[str, Any], /, **slots: str) -> Task:
+        good, partial = self._text(texts, **slots), self._text(f"{texts}_partial", **slots)
+        return Task("", kind, self._ask(kind, **slots), check, good, partial=partial)
+
+    def note(self) -> Task:
+        (name,), (gift,) = self._slot("names"), self._slot("gifts")
+        check = {"mention": [[name], [gift], ["thank", "thanks"]]}
+        return self._from_template("note", "notes", check, name=name, gift=gift)
+
+    def invitation(self) -> Task:
+        (name,), (event,), (day,) = self._slot("names"), self._slot("events"), self._slot("days")
+        check = {"mention": [[name], [event], [day]]}
+        return self._from_template("invitation", "invitations", check, name=name, event=event, day=day)
+
+    def poem(self) -> Task:
+        (topic,) = self._slot("topics")
+        return self._from_template("poem", "poems", {"mention": [[topic]], "lines": 2}, topic=topic)
+
+    def slogan(self) -> Task:
+        (shop,) = self._slot("shops")
+        return self._from_template("slogan", "slogans", {"mention": [[shop]]}, shop=shop)
+
+    def description(self) -> Task:
+        (adj,), (thing,) = self._slot("adjectives"), self._slot("things")
+        check = {"mention": [[adj], [thing]], "sentences": 1}
+        return self._from_template("description", "descriptions", check, adj=adj, thing=thing)
+
+    # --- open questions ----------------------------------------------------------------------------------------------
+
+    def fact(self) -> Task:
+        fact = self.rng.choice(self.facts)
+        return self._fact(fact, user(self.question(fact)))
+
+    def question(self, fact: Fact) -> str:
+        return fix_articles(self._split(list(fact.relation.questions), 2).format(e=fact.entity))
+
+    def _fact(self, fact: Fact, prompt: Messages) -> Task:
+        good, wrong = self._state(fact, fact.accepted[0]), self._state(fact, self._wrong_answer(fact))
+        return Task("", "fact", prompt, {"fact": fact.key}, good, wrong=wrong)
+
+    def myth(self) -> Task:
+        myth = self.rng.choice(list(self.knowledge.misconceptions.values()))
+        prompt = user(self._split(myth["questions"], 1))
+        return Task("", "myth", prompt, {"myth": myth["topic"]}, myth["truth"], wrong=myth["myth"])
+
+    def false_premise(self) -> Task:
+        fact = self.rng.choice(self.facts)
+        false = self._wrong_answer(fact)
+        prompt = self._ask("false_premise", w=false, q=self.question(fact))
+        task = self._fact(fact, prompt)
+        task.kind, task.wrong = "false_premise", self._state(fact, false)
+        return task
+
+    def unknown(self) -> Task:
+        """A question about something that does not exist; the wrong body invents an answer."""
+        unknown = self.knowledge.unknown
+        domain = self.rng.choice(list(unknown["kinds"]))
+        names, ask = unknown["kinds"][domain]["names"], unknown["kinds"][domain]["ask"]
+        name = self.rng.choice(names[-3:] if self.entity else names[:-3])
+        prompt = user(fix_articles(self._split(ask, 1).format(e=name)))
+        good = self.rng.choice(unknown["unsure"]).format(e=name)
+        alike = [f for f in self.facts if f.relation.domain == domain] or self.facts
+        fact = self.rng.choice(alike)
+        invented = fix_articles(self.rng.choice(fact.relation.statements).format(e=name, a=fact.accepted[0]))
+        return Task("", "unknown", prompt, {"unsure": unknown["unsure_words"]}, good, wrong=invented)
+
+    # --- brainstorming, chat -----------------------------------------------------------------------------------------
+
+    def _categories(self) -> list[str]:
+        lists = [f"lists/{key}" for key, entry in self.knowledge.lists.items() if bool(entry["held_out"]) == self.entity]
+        for key, relation in self.knowledge.relations.items():
+            for position, answer in enumerate(relation.lists):
+                if (position % 4 == 3) == self.entity:  # every fourth list of a relation is held out
+                    lists.append(f"{key}/{answer}")
+        return lists
+
+    def items(self) -> Task:
+        key, n = self.rng.choice(self._categories()), self.rng.choice([2, 3, 4])
+        noun, valid = self.knowledge.category(key)
+        same_kind = [k for k in self._categories() if k.split("/")[0] == key.split("/")[0] and k != key] or [key]
+        others = [i for i in self.knowledge.category(self.rng.choice(same_kind))[1] if i not in valid]
+        chosen = self.rng.sample(valid, n)
+        count = self.rng.choice([k for k in (1, 2, 3, 4, 5) if k != n and k <= len(valid)])
+        wrong = [*chosen[:-1], self.rng.choice(others)] if others else None
+        return Task(
+            "", "items", self._ask("list", n=NUMBERS[n], x=noun), {"items": {"of": key, "n": n}},
+            good=self._listing(chosen, noun), partial=self._listing(self.rng.sample(valid, count), noun),
+            wrong=self._listing(wrong, noun) if wrong else None,
+        )  # fmt: skip
+
+    def _listing(self, items: list[str], noun: str) -> str:
+        joined = ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
+        form = self.rng.choice(["{x}.", "Here you go: {x}.", "{n} {noun}: {x}."])
+        text = form.format(x=joined, n=NUMBERS[len(items)], noun=noun)
+        return text[0].upper() + text[1:]
+
+    def social(self) -> Task:
+        exchange = self.rng.choice(list(self.knowledge.chat.values()))
+        prompt = user(self._split(exchange["says"], 1))
+        other = self.rng.choice([c for c in self.knowledge.chat.values() if c is not exchange])
+        good = self.rng.choice(exchange["replies"])
+        return Task("", "social", prompt, {"reply": exchange["id"]}, good, partial=self.rng.choice(other["replies"]))
+
+    def follow_up(self) -> Task:
+        """Two turns: a question with its answer, then the same question for another entity."""
+        second = self.rng.choice(self.facts)
+        same = [f for f in self.facts if f.relation is second.relation and f.accepted[0] != second.accepted[0]]
+        if not same:
+            return self.follow_up()
+        first = self.rng.choice(same)
+        short = self._phrase(self.knowledge.prompts["follow_up"])
+        question = fix_articles(short.format(e=second.entity))
+        prompt = user(self.question(first)) + assistant(self._state(first, first.accepted[0])) + user(question)
+        task = self._fact(second, prompt)
+        task.kind = "follow_up"
+        return task
+
+    # --- rewrite, summarization, classification ----------------------------------------------------------------------
+
+    def _sentence(self) -> tuple[str, dict[str, str], str]:
+        grammar = self.knowledge.grammar
+        subject, verb = self.rng.choice(grammar["subjects"]), self.rng.choice(grammar["verbs"])
+        return subject[0].upper() + subject[1:], verb, self.rng.choice(grammar["places"])
+
+    def past(self) -> Task:
+        subject, verb, place = self._sentence()
+        prompt = self._ask("past", x=f"{subject} {verb['third']} {place}.")
+        good, same = f"{subject} {verb['past']} {place}.", f"{subject} {verb['third']} {place}."
+        return Task("", "past", prompt, {"exactly": good}, good, partial=same)
+
+    def negative(self) -> Task:
+        subject, verb, place = self._sentence()
+        sentence = f"{subject} {verb['third']} {place}."
+        good = f"{subject} does not {verb['base']} {place}."
+        return Task("", "negative", self._ask("negative", x=sentence), {"exactly": good}, good, partial=sentence)
+
+    def polite(self) -> Task:
+        pair, thing = self.rng.choice(self.knowledge.grammar["polite"]), self.rng.choice(self.knowledge.grammar["things"])
+        rude, good = pair["rude"].format(x=thing), pair["polite"].format(x=thing)
+        return Task("", "polite", self._ask("polite", x=rude), {"exactly": good}, good, partial=rude)
+
+    def summary(self) -> Task:
+        (name,), (thing,), (adj,) = self._slot("names"), self._slot("things"), self._slot("adjectives")
+        slots = {"name": name, "thing": thing, "adj": adj, "p": self.rng.choice(self.knowledge.stories["places"])}
+        lead, details = self._text("news", **slots), self.rng.sample(self.knowledge.stories["news_details"], 2)
+        text = " ".join(self.rng.choice([[lead, *details], [details[0], lead, details[1]]]))
+        good = " ".join(w for w in lead.split() if w != adj).replace(" an ", " a ")
+        good = fix_articles(good)
+        check = {"mention": [[name], [thing]], "sentences": 1}
+        return Task("", "summary", self._ask("summary", x=text), check, good, partial=" ".join(details))
+
+    def sentiment(self) -> Task:
+        words, label = self.knowledge.sentiment, self.rng.choice(["good", "bad"])
+        other = {"good": "bad", "bad": "good"}[label]
+        thing, adj = self.rng.choice(words["things"]), self.rng.choice(words[label])
+        review = f"{thing[0].upper()}{thing[1:]} was {adj}. {self.rng.choice(words[f'{label}_ends'])}"
+        form = self.rng.choice(["This review is {x}.", "It is a {x} review."])
+        check = {"answer": {"right": [label], "wrong": [other]}}
+        return Task(
+            "", "sentiment", self._ask("sentiment", x=review), check, form.format(x=label), wrong=form.format(x=other)
+        )
+
+    def kind_of(self) -> Task:
+        """Which of two classes an entity belongs to, for relations whose answers make lists."""
+        facts = [f for f in self.facts if f.accepted[0] in f.relation.lists and f.relation.name in ("class", "family")]
+        fact = self.rng.choice(facts or [f for f in self.facts if f.accepted[0] in f.relation.lists])
+        right = fact.accepted[0]
+        wrong = self.rng.choice([a for a in fact.relation.lists if a != right])
+        first, second = self.rng.sample([right, wrong], 2)
+        prompt = self._ask("kind", e=f"a {fact.entity}", r=first, w=second)
+        form = self.rng.choice(["It is a {x}.", "A {e} is a {x}."])
+        answers = [fix_articles(form.format(e=fact.entity, x=x)) for x in (right, wrong)]
+        check = {"answer": {"right": [right], "wrong": [wrong]}}
+        return Task("", "kind", prompt, check, answers[0], wrong=answers[1])
+
+    # --- other, closed questions, extraction -------------------------------------------------------------------------
+
+    def repeat(self) -> Task:
+        (word,), n = self._slot("words"), self.rng.choice([2, 3, 4])
+        good, less = (" ".join([word] * k) + "." for k in (n, self.rng.choice([k for k in (1, 2, 3, 4, 5) if k != n])))
+        check = {"repeat": {"word": word, "n": n}}
+        return Task("", "repeat", self._ask("repeat", x=word, n=NUMBERS[n]), check, good, partial=less)
+
+    def sum(self) -> Task:
+        a, b = self.rng.randint(1, 10), self.rng.randint(1, 10)
+        wrong = self.rng.choice([k for k in range(1, 21) if k != a + b])
+        form = self.rng.choice(["{a} plus {b} is {c}.", "The answer is {c}."])
+        texts = [form.format(a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[c]) for c in (a + b, wrong)]
+        texts = [text[0].upper() + text[1:] for text in texts]
+        numbers = [n for n in NUMBERS[1:] if n != NUMBERS[a + b]]
+        check = {"answer": {"right": [NUMBERS[a + b]], "wrong": numbers}}
+        return Task("", "sum", self._ask("sum", a=NUMBERS[a], b=NUMBERS[b]), check, texts[0], wrong=texts[1])
+
+    def _owners(self, count: int) -> list[dict[str, str]]:
+        names, things, colours = self._slot("names", count), self._slot("things", count), self._slot("colours", count)
+        return [
+            {"name": name, "thing": thing, "colour": colour}
+            for name, thing, colour in zip(names, things, colours, strict=True)
+        ]
+
+    def _owners_text(self, owners: list[dict[str, str]]) -> str:
+        return " ".join(self.knowledge.stories["owns"].format(**owner) for owner in owners)
+
+    def closed_qa(self) -> Task:
+        owners = self._owners(3)
+        asked, text = owners[0], owners[:2]
+        self.rng.shuffle(text)
+        manners = self.knowledge.manners
+        if self.rng.random() < 0.3:  # unanswerable: somebody who is not in the text
+            asked = owners[2]
+            good, wrong = self.rng.choice(manners["not_in_text"]), f"It is {text[0]['colour']}."
+            check: dict[str, Any] = {"unsure": manners["not_in_text_words"]}
+        else:
+            form = self.rng.choice(["It is {c}.", "The {b} of {name} is {c}."])
+            colours = [c for c in self.knowledge.stories["colours"] if c != asked["colour"]]
+            slots = {"b": asked["thing"], "name": asked["name"]}
+            good = form.format(c=asked["colour"], **slots)
+            wrong = form.format(c=next(o["colour"] for o in text if o is not asked), **slots)
+            check = {"answer": {"right": [asked["colour"]], "wrong": colours}}
+        prompt = self._ask("closed_qa", x=self._owners_text(text), b=asked["thing"], name=asked["name"])
+        return Task("", "closed_qa", prompt, check, good, wrong=wrong)
+
+    def _extract(self, kind: str, slot: str, pool: str) -> Task:
+        owners = self._owners(self.rng.choice([2, 3]))
+        right = [owner[slot] for owner in owners]
+        wrong = [*right[:-1], self.rng.choice([x for x in self.knowledge.stories[pool] if x not in right])]
+        check = {"extract": {"right": right, "of": pool}}
+        prompt = self._ask(kind, x=self._owners_text(owners))
+        texts = [self._listing(items, pool) for items in (right, wrong, right[:-1])]
+        return Task("", kind, prompt, check, texts[0], wrong=texts[1], partial=texts[2])
+
+    def extract_names(self) -> Task:
+        return self._extract("extract_names", "name", "names")
+
+    def extract_things(self) -> Task:
+        return self._extract("extract_things", "thing", "things")
+
+    # --- harmful requests --------------------------------------------------------------------------------------------
+
+    def harmful(self, use_case: str) -> Task:
+        """A request to decline. The last kinds of request (`held_out: true`) are asked in the test split alone."""
+        harmful = self.knowledge.harmful
+        requests = [r for r in harmful["requests"] if bool(r.get("held_out")) == self.entity]
+        request = self.rng.choice(requests)
+        prompt = self._ask("harmful", x=request["ask"])
+        because = harmful["reasons"][request["reason"]]["because"]
+        good = self.rng.choice(harmful["refusals"]).format(because=because)
+        check = {"decline": request["reason"]}
+        return Task(use_case, "harmful", prompt, check, good, comply=request["comply"])
+
+
+def user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def assistant(content: str) -> Messages:
+    return [{"role": "assistant", "content": content}]
