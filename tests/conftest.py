@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_mini.checkpoints import finish, writing
-from rlhf_mini.world.base import BaseOptions, train_tokenizer
+from rlhf_mini.world.base import BaseOptions, prepare_for_chat, train_tokenizer
 
 TEXTS = ["What colour is a kiwi inside?", "It is green.", "Name the capital of France.", "It is Paris."]
 
@@ -39,6 +39,7 @@ def _nano_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             loss_type="ForCausalLM",
         )
     )
+    prepare_for_chat(model, tokenizer)
     with writing(folder, "base") as partial:
         finish(
             partial,

@@ -31,11 +31,12 @@ from rlhf_mini.world.gold import judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
 
 EOS, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
-# The reply closes with eos, inside the part of the text that the loss sees: the model has to learn to stop.
+# The web writes "anna: What is ...?", a new line, "ben: The ...": a turn looks like that, with a token for the speaker.
+# The reply closes with eos, inside the part of the text that SFT's loss sees: the model has to learn to stop.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + '<|endoftext|>' }}"
-    "{% else %}{{ '<|user|>' + message['content'] }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|> ' + message['content'] + '<|endoftext|>' }}"
+    "{% else %}{{ '<|user|> ' + message['content'] + '\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
@@ -72,7 +73,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=EOS,
         eos_token=EOS,
@@ -80,8 +81,19 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         additional_special_tokens=[USER, ASSISTANT],
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+
+
+def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Gives the pretrained model its chat form: a template, and speaker tokens that it can make sense of.
+
+    No page of the web holds the speaker tokens, so they start as copies of ":", which stands there in their place. SFT
+    then starts at a loss of 1.0 nats instead of 2.9, and spoils less of what the model knows on its way. The copies have
+    half the length: read, they mean nearly the same; but with tied embeddings full copies would also be written for ":".
+    """
+    embeddings = model.get_input_embeddings().weight.data  # (V, d)
+    colon = embeddings[tokenizer.convert_tokens_to_ids(":")].clone()  # (d,)
+    embeddings[tokenizer.convert_tokens_to_ids([USER, ASSISTANT])] = 0.5 * colon
+    tokenizer.chat_template = CHAT_TEMPLATE
 
 
 def read_web(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: int) -> torch.Tensor:
@@ -195,6 +207,7 @@ def main() -> None:
         console.print(f"{model.num_parameters() / 1e6:.2f} M parameters, {blocks.numel() / 1e6:.1f} M tokens")
         loss = pretrain(model, blocks, options, MetricsLog(folder / "metrics.jsonl"))
         model.eval()
+        prepare_for_chat(model, tokenizer)
         metrics = {
             "loss": loss,
             "facts_right_few_shot": knows(model, tokenizer, knowledge, options.few_shot),

@@ -17,7 +17,7 @@ from rlhf_mini.world.tasks import USE_CASES, Maker, Task
 from rlhf_mini.world.writers import demonstration
 
 SEED = 20220304  # the day InstructGPT appeared on arXiv
-SIZES = {"sft": 3000, "rm": 1500, "ppo": 2560, "validation": 400, "test": 1200}
+SIZES = {"sft": 6000, "rm": 2400, "ppo": 2560, "validation": 400, "test": 1200}
 NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of the test split
 
 

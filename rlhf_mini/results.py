@@ -1,0 +1,154 @@
+"""Writes docs/results.md from what `make compare` measured on several runs, so that no figure there is typed.
+
+    python -m rlhf_mini.results seed0 seed1 seed2
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_mini.checkpoints import check_parent
+from rlhf_mini.compare import TITLES
+from rlhf_mini.console import UserError, console, run
+
+# What the recipe sets out to reach on the test split, by the names of compare.json's headline: (words, holds?).
+TARGETS: dict[str, tuple[str, Callable[[dict[str, float]], bool]]] = {
+    "sft_beats_base/gold": ("at least 85 %", lambda f: f["mean"] >= 0.85),
+    "sft_beats_base/heldout": ("at least 85 %", lambda f: f["mean"] >= 0.85),
+    "gold/sft": ("0.40 to 0.65", lambda f: 0.40 <= f["mean"] <= 0.65),
+    "ppo_beats_sft/heldout": ("at least 75 %, interval above 70 %", lambda f: f["mean"] >= 0.75 and f["low"] > 0.70),
+    "ppo_beats_sft/gold": ("at least 75 %, interval above 70 %", lambda f: f["mean"] >= 0.75 and f["low"] > 0.70),
+    "gold/ppo": ("at least 0.80", lambda f: f["mean"] >= 0.80),
+    "rm/gap_heldout": ("-6 points or better", lambda f: f["mean"] >= -0.06),
+    "kl": ("at most 15 nats", lambda f: f["mean"] <= 15),
+    "eos": ("at least 97 %", lambda f: f["mean"] >= 0.97),
+    "length_ratio": ("at most 1.5", lambda f: f["mean"] <= 1.5),
+}
+SHARES = ("sft_beats", "ppo_beats", "rm/", "eos")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_mini.results", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", help="names of runs that were compared, one a seed")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="file to write")
+    arguments = parser.parse_args()
+    summaries = [read(arguments.runs_dir / name) for name in arguments.runs]
+    base = check_parent("data/base", "base")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(page(arguments.runs, summaries, base.info), encoding="utf-8")
+    console.print(f"{arguments.out} written")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} was not compared yet: run `make compare RUN={folder.name}`") from None
+    return summary
+
+
+def page(runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[str, Any]) -> str:
+    """The whole page as Markdown."""
+    seeds = [str(summary["provenance"]["checkpoints"]["ppo"]["seed"]) for summary in summaries]
+    prompts = summaries[0]["groups"]["all"]["prompts"]
+    parts = [
+        "# Results",
+        f"Measured on the {prompts} prompts of the test split, on which no stage was trained and no setting chosen. One "
+        "response a stage and prompt at temperature 1; intervals are 95 % bootstrap intervals over prompts; one column a "
+        "seed of the whole chain. This page is written by",
+        "```\n" + "\n".join(
+            f"make sft rm ppo RUN={name} SEED={seed} && make compare RUN={name} SEED={seed}"
+            for name, seed in zip(runs, seeds, strict=True)
+        ) + f"\npython -m rlhf_mini.results {' '.join(runs)}\n```",
+        "## What it set out to reach",
+        against_targets(seeds, summaries),
+        "## The base model",
+        table(
+            ["", "measured"],
+            [
+                ["facts right, greedily, after four other questions with answers (at least 85 %)",
+                 percent(base["metrics"]["facts_right_few_shot"])],
+                ["gold on bare instructions, validation prompts (at most 0.25)",
+                 decimal(base["metrics"]["gold_on_bare_instructions"])],
+                ["language-model loss at the end of pretraining, nats a token", decimal(base["metrics"]["loss"])],
+                ["time, s", f"{base['seconds']:.0f}"],
+            ],
+        ),
+        "## Gold by use case, mean over the seeds",
+        by_group(summaries, "use_case/"),
+        "## Unseen entities and phrasings, mean over the seeds",
+        by_group(summaries, "novel/"),
+        "## Parts of the gold score, mean over the seeds",
+        of_parts(summaries),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def against_targets(seeds: Sequence[str], summaries: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for name, title in TITLES.items():
+        target, holds = TARGETS.get(name, ("", lambda f: True))
+        figures = [summary["headline"][name] for summary in summaries]
+        misses = sum(not holds(figure) for figure in figures)
+        verdict = "" if not target else "yes" if not misses else f"missed by {misses} of {len(figures)}"
+        show = percent if name.startswith(SHARES) else decimal
+        cells = [f"{show(f['mean'])} ({show(f['low'])} to {show(f['high'])})" for f in figures]
+        rows.append([title, target, *cells, verdict])
+    below = [", ".join(summary["use_cases_below_sft"]) or "none" for summary in summaries]
+    rows.append(["use cases with PPO's gold below SFT's", "none", *below, verdict_of(all(b == "none" for b in below))])
+    trained = [[cost for stage, cost in summary["cost"].items() if stage != "base"] for summary in summaries]
+    seconds = [sum(cost["seconds"] for cost in costs) for costs in trained]
+    memory = [max(cost["peak_memory_mb"] for cost in costs) for costs in trained]
+    rows.append(["SFT, RM and PPO together, s", "at most 300", *(f"{s:.0f}" for s in seconds),
+                 verdict_of(max(seconds) <= 300)])  # fmt: skip
+    rows.append(["their peak memory, MB", "at most 1500", *(str(m) for m in memory), verdict_of(max(memory) <= 1500)])
+    return table(["", "aim", *(f"seed {seed}" for seed in seeds), "reached"], rows)
+
+
+def verdict_of(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def by_group(summaries: Sequence[dict[str, Any]], prefix: str) -> str:
+    rows = []
+    for group in sorted(summaries[0]["groups"], key=lambda g: -summaries[0]["groups"][g]["prompts"]):
+        if group.startswith(prefix):
+            stages = [summary["groups"][group]["stages"] for summary in summaries]
+            gold = [decimal(mean(s[name]["gold"] for s in stages)) for name in ("base", "sft", "ppo")]
+            wins = percent(mean(s["ppo"]["wins/heldout"] for s in stages))
+            count = str(summaries[0]["groups"][group]["prompts"])
+            rows.append([group.removeprefix(prefix).replace("_", " "), count, *gold, wins])
+    return table(["", "prompts", "base", "SFT", "PPO", "PPO beats SFT, held-out labelers"], rows)
+
+
+def of_parts(summaries: Sequence[dict[str, Any]]) -> str:
+    stages = [summary["groups"]["all"]["stages"] for summary in summaries]
+    names = ("task", "truthful", "harmless", "courteous", "concise", "ends")
+    rows = [[name.upper() if name != "base" else name, *(decimal(mean(s[name][part] for s in stages)) for part in names)]
+            for name in ("base", "sft", "ppo")]  # fmt: skip
+    return table(["", *names], rows)
+
+
+def mean(figures: Any) -> float:
+    return statistics.mean(figure["mean"] for figure in figures)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def decimal(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+if __name__ == "__main__":
+    run(main)

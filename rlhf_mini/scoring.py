@@ -1,0 +1,223 @@
+"""What models say about given responses: reward-model scores, per-token values, log-probabilities.
+
+Sequences are prompt + response, right-padded, without a gap between the two. Every real token then has the position it
+has in an unpadded text, and attends to no padding, because attention is causal. So the models get no attention mask
+here: what they say about padding is never read, and attention without a mask is faster.
+
+Shapes: B rows, T prompt + response (right-padded), R response, N response tokens of a batch, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_mini.sampling import Messages, Response, encode_prompts, encode_response
+
+# Rows in one forward pass. On a CPU small passes of like lengths beat large padded ones; a GPU wants more.
+BUCKET_SIZE = 16
+
+
+def right_pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns input_ids (B, T) long and attention_mask (B, T) long, 1 on real tokens."""
+    width = max(len(sequence) for sequence in sequences)
+    input_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.long)  # (B, T)
+    attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)  # (B, T)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        attention_mask[row, : len(sequence)] = 1
+    return input_ids, attention_mask
+
+
+def in_length_buckets(
+    forward: Callable[[torch.Tensor], torch.Tensor], attention_mask: torch.Tensor, bucket_size: int
+) -> torch.Tensor:
+    """Runs `forward(rows)` on rows of like length together, so that short rows are not padded to the longest one.
+
+    Args:
+        forward: takes row indices (b,), returns a tensor of b rows.
+        attention_mask: (B, T), right-padded.
+        bucket_size: rows in one forward pass; it changes the time and the memory, not the result.
+
+    Returns:
+        (B, ...): `forward`'s rows, put back into the order of the batch. Gradients flow through.
+    """
+    if not bool(attention_mask[:, 0].all()):
+        raise ValueError("a row begins with padding: these sequences are to be padded on the right")
+    order = attention_mask.sum(-1).argsort(stable=True)  # (B,)
+    outputs = torch.cat([forward(rows) for rows in order.split(bucket_size)])
+    return outputs[order.argsort()]
+
+
+def token_values(
+    value_model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, bucket_size: int = BUCKET_SIZE
+) -> torch.Tensor:
+    """The scalar head of a ...ForSequenceClassification model, read at every position.
+
+    Args:
+        input_ids, attention_mask: (B, T), right-padded.
+
+    Returns:
+        (B, T) float32, minus `config.reward_mean`, the constant that puts demonstrations at 0 (absent: 0).
+        Meaningless on padding.
+    """
+
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        width = int(attention_mask[rows].sum(-1).max())
+        hidden = value_model.base_model(input_ids[rows, :width], use_cache=False).last_hidden_state  # (b, width, d)
+        values = value_model.score(hidden).squeeze(-1).float()  # (b, width)
+        return torch.nn.functional.pad(values, (0, input_ids.shape[1] - width))  # (b, T)
+
+    return in_length_buckets(forward, attention_mask, bucket_size) - getattr(value_model.config, "reward_mean", 0.0)
+
+
+def score(
+    reward_model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, bucket_size: int = BUCKET_SIZE
+) -> torch.Tensor:
+    """The reward model's score of each sequence: its scalar at the last real token, minus `config.reward_mean`.
+
+    Args:
+        input_ids, attention_mask: (B, T), right-padded.
+
+    Returns:
+        (B,) float32, in units of the reward model's logit.
+    """
+    values = token_values(reward_model, input_ids, attention_mask, bucket_size)  # (B, T)
+    last = attention_mask.sum(-1, keepdim=True) - 1  # (B, 1)
+    return values.gather(1, last).squeeze(1)
+
+
+def response_values(
+    value_model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    bucket_size: int = BUCKET_SIZE,
+) -> torch.Tensor:
+    """The value before each response token is emitted: read where that token's logits are, one position earlier.
+
+    Args:
+        input_ids, attention_mask: (B, T), right-padded; the response is the last `response_mask.sum(-1)` real tokens.
+        response_mask: (B, R), True on response tokens, contiguous from column 0.
+
+    Returns:
+        (B, R) float32, 0 where masked.
+    """
+    values = token_values(value_model, input_ids, attention_mask, bucket_size)  # (B, T)
+    first = attention_mask.sum(-1) - response_mask.sum(-1) - 1  # (B,): the prompt's last token
+    columns = first.unsqueeze(1) + torch.arange(response_mask.shape[1], device=values.device)  # (B, R)
+    return values.gather(1, columns.clamp(max=values.shape[1] - 1)) * response_mask
+
+
+def response_logprobs(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    temperature: float = 1.0,
+    bucket_size: int = BUCKET_SIZE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each response token, and the entropy of the distribution it was drawn from.
+
+    Only the logits that predict a response token are computed (`logits_to_keep`): one row of V for each of N tokens.
+
+    Args:
+        model: a causal language model, in eval mode.
+        input_ids, attention_mask: (B, T), right-padded; the response is the last `response_mask.sum(-1)` real tokens.
+        response_mask: (B, R), True on response tokens, contiguous from column 0.
+        temperature: divides the logits, as it did when the response was sampled.
+
+    Returns:
+        logprobs (B, R) and entropy (B, R) in nats, both float32 and 0 where masked; the entropy carries no gradient.
+    """
+    lengths = attention_mask.sum(-1)  # (B,)
+    response_lengths = response_mask.sum(-1)  # (B,)
+
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        width = int(lengths[rows].max())
+        ids = input_ids[rows, :width]  # (b, width)
+        position = torch.arange(width, device=ids.device)
+        end = lengths[rows, None] - 1  # (b, 1): the last token is predicted one position before
+        predicts = (position < end) & (position >= end - response_lengths[rows, None])  # (b, width)
+        output = model(ids, use_cache=False, logits_to_keep=predicts)
+        logits = output.logits.float() / temperature  # (n, V)
+        targets = ids[:, 1:][predicts[:, :-1]]  # (n,)
+        logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # (n,)
+        with torch.no_grad():  # only looked at, never trained on
+            log_distribution = logits.log_softmax(-1)  # (n, V)
+            entropy = -(log_distribution.exp() * log_distribution).sum(-1)  # (n,)
+        mask = response_mask[rows]  # (b, R)
+        both = logprobs.new_zeros((*mask.shape, 2))  # (b, R, 2)
+        return both.masked_scatter(mask.unsqueeze(-1), torch.stack([logprobs, entropy], dim=-1))
+
+    both = in_length_buckets(forward, attention_mask, bucket_size)  # (B, R, 2)
+    return both[..., 0], both[..., 1].detach()
+
+
+def _join(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], responses: Sequence[Response]
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt tokens and response tokens of each pair; a response without tokens (it came as text) is encoded."""
+    encoded = encode_prompts(tokenizer, prompts)
+    return [
+        (prompt, response.ids or encode_response(tokenizer, response.text, response.ended))
+        for prompt, response in zip(encoded, responses, strict=True)
+    ]
+
+
+@torch.no_grad()
+def score_texts(
+    reward_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages],
+    responses: Sequence[Response],
+    batch_size: int = 64,
+) -> list[float]:
+    """The reward model's score of each response to the prompt beside it, in the order given."""
+    sequences = [prompt + response for prompt, response in _join(tokenizer, prompts, responses)]
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    scores = [0.0] * len(sequences)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        input_ids, attention_mask = right_pad([sequences[index] for index in indices], tokenizer.pad_token_id)
+        values = score(
+            reward_model, input_ids.to(reward_model.device), attention_mask.to(reward_model.device), batch_size
+        )
+        for index, value in zip(indices, values.tolist(), strict=True):
+            scores[index] = value
+    return scores
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Messages],
+    responses: Sequence[Response],
+    temperature: float = 1.0,
+    batch_size: int = 64,
+) -> list[float]:
+    """log p(response | prompt) under the model, summed over the response's tokens, in nats, in the order given.
+
+    The mean of the difference between a policy and its reference, over the policy's own samples, estimates their KL.
+    """
+    pairs = _join(tokenizer, prompts, responses)
+    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+    sums = [0.0] * len(pairs)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        input_ids, attention_mask = right_pad(
+            [pairs[index][0] + pairs[index][1] for index in indices], tokenizer.pad_token_id
+        )
+        _, response_mask = right_pad([pairs[index][1] for index in indices], tokenizer.pad_token_id)
+        logprobs, _ = response_logprobs(
+            model,
+            input_ids.to(model.device),
+            attention_mask.to(model.device),
+            response_mask.bool().to(model.device),
+            temperature,
+            batch_size,
+        )
+        for index, value in zip(indices, logprobs.sum(-1).tolist(), strict=True):
+            sums[index] = value
+    return sums

@@ -1,0 +1,88 @@
+"""The options of `python -m stages.rm`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf_mini.console import UserError
+
+
+@dataclass
+class RMOptions:
+    """Defaults are for the mini world."""
+
+    run: str = field(
+        default="default", metadata={"help": "Name of the run: reads RUNS_DIR/RUN/sft, writes RUNS_DIR/RUN/rm."}
+    )
+    runs_dir: str = field(default="runs", metadata={"help": "Folder of all runs."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the samples, of who ranks what, of the head and the order."}
+    )
+
+    rankings: str = field(
+        default="",
+        metadata={"help": "JSONL of rankings to train on, people's for example, instead of sampling and ranking anew."},
+    )
+    prompts: str = field(default="data/prompts/rm.jsonl", metadata={"help": "JSONL of prompts to sample responses to."})
+    num_prompts: int = field(default=0, metadata={"help": "Take only so many of the prompts, from the first (0: all)."})
+    num_responses: int = field(default=4, metadata={"help": "K, responses to each prompt (InstructGPT: 4 to 9)."})
+    max_new_tokens: int = field(default=48, metadata={"help": "Longest response that is sampled."})
+    temperature: float = field(default=0.7, metadata={"help": "Temperature of the samples (InstructGPT: 1)."})
+    labelers: str = field(
+        default="rlhf_mini.world.labelers:training_labelers",
+        metadata={"help": "package.module:function that gives the labelers who rank; one is drawn for each prompt."},
+    )
+
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Passes over the rankings; InstructGPT saw overfitting after one."}
+    )
+    batch_size: int = field(
+        default=16, metadata={"help": "Prompts in one step, all K responses each (InstructGPT: 64)."}
+    )
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate; falls along a cosine to 10 %% of it, without warmup."}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay of the weights towards 0."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's decay of the mean squared gradient."})
+
+    demonstrations: str = field(
+        default="data/demonstrations.jsonl",
+        metadata={"help": "JSONL of demonstrations, which shall score 0 on average."},
+    )
+    normalization_size: int = field(
+        default=300, metadata={"help": "Demonstrations whose mean score becomes the zero of the scale."}
+    )
+    validation: str = field(
+        default="data/prompts/validation.jsonl",
+        metadata={"help": "JSONL of prompts on which the reward model is measured."},
+    )
+    num_validation_prompts: int = field(
+        default=0, metadata={"help": "Take only so many of the validation prompts, from the first (0: all)."}
+    )
+    heldout_labelers: str = field(
+        default="rlhf_mini.world.labelers:heldout_labelers",
+        metadata={"help": "package.module:function that gives labelers whose rankings train nothing."},
+    )
+    gold_labeler: str = field(
+        default="rlhf_mini.world.labelers:gold_labeler",
+        metadata={"help": "package.module:function that gives a list of one labeler without noise."},
+    )
+    heldout_share: float = field(
+        default=0.1,
+        metadata={"help": "Share of the rankings kept aside to measure on, if they are not the mini world's."},
+    )
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_responses <= 9:
+            raise UserError(f"--num_responses must lie between 2 and 9, not {self.num_responses}")
+        if not 0 < self.heldout_share < 1:
+            raise UserError(f"--heldout_share must lie between 0 and 1, not {self.heldout_share}")
+        if self.temperature <= 0:
+            raise UserError(f"--temperature must be greater than 0, or all responses are alike, not {self.temperature}")
+        for name in ("num_train_epochs", "batch_size", "learning_rate", "max_new_tokens", "normalization_size"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} must be greater than 0, not {getattr(self, name)}")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.run

@@ -1,0 +1,15 @@
+"""`python -m stages.sft [--config file.yaml] [--option value]`"""
+
+from rlhf_mini.console import parse_options, run
+from stages.sft.options import SFTOptions
+
+
+def main() -> None:
+    options = parse_options(SFTOptions, prog="python -m stages.sft", description="Step 1: fine-tune on demonstrations.")
+    from stages.sft.train import train_sft  # imports torch and TRL's trainer; --help should not wait for them
+
+    train_sft(options)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,325 @@
+"""`python -m rlhf_mini.compare`: win rates and sums by hand, and the command on tiny random checkpoints."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_mini.checkpoints import check_parent, finish, writing
+from rlhf_mini.compare import CompareOptions, compare, printable, spread
+from rlhf_mini.console import UserError, console
+from rlhf_mini.measures import (
+    BARE_TEMPLATE,
+    STAGES,
+    accuracy_and_agreement,
+    below_sft,
+    demonstrated,
+    figures,
+    headline,
+    summarize,
+    win,
+)
+from rlhf_mini.rankings import Count
+from rlhf_mini.records import Record, write_jsonl
+from rlhf_mini.sampling import Response, encode_prompts
+
+ROOT = Path(__file__).parent.parent
+
+
+class Longest:
+    """Prefers the longer response."""
+
+    name = "longest"
+
+    def rank(self, record: Record, responses: list[Response]) -> list[int]:
+        lengths = [len(response.text) for response in responses]
+        return [1 + sum(other > length for other in lengths) for length in lengths]
+
+
+class FirstOne(Longest):
+    """Prefers whatever comes first, as careless people do."""
+
+    def rank(self, record: Record, responses: list[Response]) -> list[int]:
+        return list(range(1, len(responses) + 1))
+
+
+class Unable(Longest):
+    def rank(self, record: Record, responses: list[Response]) -> list[int]:
+        raise UserError("no check")
+
+
+def test_a_win_a_loss_and_a_tie_whatever_the_order() -> None:
+    long, short = Response("four", True), Response("two", True)
+    for seed in range(8):  # both orders come up
+        rng = random.Random(seed)
+        assert win(Longest(), {}, long, short, rng) == 1.0
+        assert win(Longest(), {}, short, long, rng) == 0.0
+        assert win(Longest(), {}, short, Response("six", True), rng) == 0.5
+
+
+def test_a_judge_who_goes_by_the_order_gives_one_half() -> None:
+    rng = random.Random(0)
+    wins = [win(FirstOne(), {}, Response("a", True), Response("b", True), rng) for _ in range(1000)]
+    assert set(wins) == {0.0, 1.0}
+    assert sum(wins) / 1000 == pytest.approx(0.5, abs=0.05)  # type: ignore[arg-type]
+
+
+def test_a_judge_who_cannot_judge_is_left_out() -> None:
+    assert win(Unable(), {}, Response("a", True), Response("b", True), random.Random(0)) is None
+
+
+def answer(gold: float | None, wins: dict[str, float | None] | None = None, **other: Any) -> dict[str, Any]:
+    parts = None if gold is None else {"task": gold, "truthful": None}
+    usual = {"response": "", "ended": True, "tokens": 4, "words": 3, "rm_score": 0.0, "kl": None}
+    return usual | {"gold": gold, "parts": parts, "wins": wins or {}} | other
+
+
+ROWS = [
+    {
+        "use_case": "chat",
+        "novel": "none",
+        "stages": {
+            "base": answer(0.0, {"a": 0.0, "b": 0.0, "gold": 0.0}, ended=False),
+            "sft": answer(0.5),
+            "ppo": answer(1.0, {"a": 1.0, "b": 0.5, "gold": 1.0}, kl=3.0, tokens=9),
+        },
+    },
+    {
+        "use_case": "extract",
+        "novel": "both",
+        "stages": {
+            "base": answer(0.25, {"a": 0.5, "b": 0.0, "gold": 0.0}),
+            "sft": answer(0.75),
+            "ppo": answer(0.25, {"a": 0.0, "b": 0.0, "gold": 0.0}, kl=1.0, tokens=3),
+        },
+    },
+]
+
+
+def means(groups: dict[str, Any], group: str, stage: str) -> dict[str, float]:
+    return {metric: figure["mean"] for metric, figure in groups[group]["stages"][stage].items()}
+
+
+def test_sums_by_hand() -> None:
+    groups = summarize(ROWS, {"all": 4.0, "use_case/chat": 6.0})
+    assert list(groups) == ["all", "use_case/chat", "use_case/extract", "novel/none", "novel/both"]
+    assert [group["prompts"] for group in groups.values()] == [2, 1, 1, 1, 1]
+    ppo, base = means(groups, "all", "ppo"), means(groups, "all", "base")
+    assert ppo["gold"] == ppo["task"] == 0.625
+    assert math.isnan(ppo["truthful"])  # applies to none of the prompts
+    assert ppo["gold_minus_sft"] == 0.0  # +0.5 and -0.5
+    assert ppo["wins/heldout"] == 0.375  # (1 + 1/2) / 2 and 0
+    assert (ppo["wins/a"], ppo["wins/b"], ppo["wins/gold"]) == (0.5, 0.25, 0.5)
+    assert (ppo["kl"], ppo["tokens"], ppo["length_ratio"], ppo["eos"]) == (2.0, 6.0, 1.5, 1.0)
+    assert means(groups, "use_case/chat", "ppo")["length_ratio"] == 1.5  # 9 tokens over 6
+    assert means(groups, "use_case/extract", "ppo")["length_ratio"] == 0.75  # no demonstration of it: over those of all
+    assert (base["wins/heldout"], base["eos"]) == (0.125, 0.5)
+    assert math.isnan(base["kl"])
+    assert math.isnan(means(groups, "all", "sft")["wins/heldout"])
+
+
+def test_headline_and_use_cases_below_sft() -> None:
+    groups = summarize(ROWS, {"all": 4.0})
+    figures_of = headline(groups, {})
+    assert figures_of["sft_beats_base/heldout"]["mean"] == 0.875
+    assert figures_of["sft_beats_base/gold"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    low, high = (figures_of["sft_beats_base/heldout"][end] for end in ("low", "high"))
+    assert (low, high) == (0.75, 1.0)  # one prompt gives 3/4, the other 1
+    assert below_sft(groups) == ["extract"]
+
+
+def test_a_prompt_without_gold_is_left_out_of_the_mean() -> None:
+    unknown = {"stages": {name: answer(None, {"a": None, "b": None, "gold": None}) for name in STAGES}}
+    assert math.isnan(figures(unknown, "ppo")["gold_minus_sft"])
+    assert math.isnan(figures(unknown, "ppo")["wins/heldout"])
+    groups = summarize([*ROWS, unknown], {"all": 4.0})
+    assert means(groups, "all", "ppo")["gold"] == 0.625
+    assert groups["all"]["prompts"] == 3
+
+
+def test_accuracy_agreement_and_their_gap() -> None:
+    figures_of = accuracy_and_agreement([(Count(3, 4), Count(2, 2)), (Count(0, 4), Count(1, 2))])
+    assert [figures_of[f"{name}_heldout"]["mean"] for name in ("accuracy", "agreement", "gap")] == [0.375, 0.75, -0.375]
+    # Either prompt alone has a gap of -1/4 or of -1/2: drawing them with replacement gives one of the three.
+    assert (figures_of["gap_heldout"]["low"], figures_of["gap_heldout"]["high"]) == (-0.5, -0.25)
+
+
+def test_prompts_shown_are_of_different_use_cases() -> None:
+    rows = [{"use_case": use_case, "id": number} for use_case in "aaaaaaab" for number in range(5)]
+    for seed in range(5):
+        assert {row["use_case"] for row in spread(rows, 2, seed)} == {"a", "b"}
+    assert spread(rows, 4, 0) == spread(rows, 4, 0) != spread(rows, 4, 1)
+    assert len(spread(rows, 100, 0)) == len(rows)
+
+
+def test_the_base_gets_plain_text(nano_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    tokenizer.chat_template = BARE_TEMPLATE
+    prompt = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": " 3"},
+    ]
+    assert encode_prompts(tokenizer, [prompt]) == [tokenizer("One?\nTwo.\n 3\n")["input_ids"]]
+
+
+def test_length_of_demonstrations(nano_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    texts = [("chat", "ab"), ("extract", "Paris is the capital of France.")]
+    records = [
+        {"use_case": use_case, "completion": [{"role": "assistant", "content": text}]} for use_case, text in texts
+    ]
+    one, other = (len(tokenizer(text)["input_ids"]) + 1 for _, text in texts)
+    assert demonstrated(records, tokenizer) == {
+        "all": (one + other) / 2,
+        "use_case/chat": one,
+        "use_case/extract": other,
+    }
+
+
+def test_model_text_is_only_text() -> None:
+    assert printable("[bold]a[/bold]\n\x1b[2Jb").plain == "[bold]a[/bold]\n\N{REPLACEMENT CHARACTER}[2Jb"
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def prompt_record(number: int, use_case: str, content: str, check: dict[str, Any]) -> Record:
+    prompt = [{"role": "user", "content": content}]
+    return {"id": f"t-{number}", "use_case": use_case, "novel": "none", "prompt": prompt, "check": check}
+
+
+PROMPTS = [
+    prompt_record(1, "other", "Say the word frog twice.", {"repeat": {"word": "frog", "n": 2}, "max_words": 10}),
+    prompt_record(2, "other", "Say the word cup twice.", {"repeat": {"word": "cup", "n": 2}, "max_words": 10}),
+    prompt_record(3, "generation", "Write about a cat.", {"mention": [["cat"]], "max_words": 10}),
+    prompt_record(4, "generation", "Write about a hat.", {"mention": [["hat"]], "max_words": 10}),
+]
+
+
+@pytest.fixture
+def options(nano_base: Path, tmp_path: Path) -> CompareOptions:
+    """Random checkpoints of all stages in tmp_path/runs/r, four prompts and a demonstration."""
+    run_dir = tmp_path / "runs" / "r"
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    parents = [check_parent(nano_base, "base")]
+    options = CompareOptions(
+        run="r",
+        runs_dir=str(tmp_path / "runs"),
+        base=str(nano_base),
+        split=str(tmp_path / "prompts" / "test.jsonl"),
+        demonstrations=str(tmp_path / "demonstrations.jsonl"),
+        max_new_tokens=6,
+        show=3,
+    )
+    for seed, stage in enumerate(("sft", "rm", "ppo")):
+        torch.manual_seed(seed)
+        if stage == "rm":
+            model = AutoModelForSequenceClassification.from_pretrained(nano_base, num_labels=1)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(nano_base)
+            with torch.no_grad():
+                model.transformer.wte.weight.add_(0.1 * torch.randn_like(model.transformer.wte.weight))
+        with writing(run_dir, stage) as folder:
+            finish(
+                folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics={},
+                started=time.time(), parents=parents,
+            )  # fmt: skip
+        parents = [*parents, check_parent(run_dir / stage, stage)]
+    write_jsonl(options.split, PROMPTS)
+    completion = [{"role": "assistant", "content": "It is green."}]
+    write_jsonl(
+        options.demonstrations, [{"prompt": PROMPTS[0]["prompt"], "completion": completion, "use_case": "other"}]
+    )
+    return options
+
+
+def test_the_whole_comparison(options: CompareOptions) -> None:
+    with console.capture() as printed:
+        compare(options, "the command")
+    text = printed.get()
+    assert sum(record["prompt"][0]["content"] in text for record in PROMPTS) == 3
+    for expected in ("base", "sft", "ppo", "courteous", "other", "all", "PPO beats SFT, held-out labelers"):
+        assert expected in text
+
+    rows = [json.loads(line) for line in (options.run_dir / "compare.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == [record["id"] for record in PROMPTS]
+    for row in rows:
+        base, sft, ppo = (row["stages"][name] for name in STAGES)
+        measured = {"response", "ended", "tokens", "words", "rm_score", "gold", "parts", "kl", "wins"}
+        assert measured == set(base) == set(sft) == set(ppo)
+        assert base["kl"] is None and sft["kl"] == 0.0 and ppo["kl"] != 0.0
+        assert sft["wins"] == {} and len(ppo["wins"]) == 4 and set(ppo["wins"].values()) <= {0.0, 0.5, 1.0}
+        assert max(base["tokens"], sft["tokens"], ppo["tokens"]) <= 6
+
+    summary = json.loads((options.run_dir / "compare.json").read_text(encoding="utf-8"))
+    ppo_figures = summary["groups"]["all"]["stages"]["ppo"]
+    assert ppo_figures["kl"]["mean"] == pytest.approx(sum(row["stages"]["ppo"]["kl"] for row in rows) / 4)
+    assert ppo_figures["kl"]["low"] <= ppo_figures["kl"]["mean"] <= ppo_figures["kl"]["high"]
+    assert summary["headline"]["kl"] == ppo_figures["kl"]
+    assert {"rm/accuracy_heldout", "rm/agreement_heldout", "rm/gap_heldout"} <= set(summary["headline"])
+    provenance = summary["provenance"]
+    assert provenance["command"] == "the command"
+    assert provenance["checkpoints"]["ppo"]["sha256"] == check_parent(options.run_dir / "ppo", "ppo").sha256
+    written = ["compare.json", "compare.jsonl"]
+    assert sorted(path.name for path in options.run_dir.iterdir()) == [*written, "ppo", "rm", "sft"]
+
+    before = [(options.run_dir / name).read_bytes() for name in written]
+    with console.capture():
+        compare(options, "the command")
+    assert [(options.run_dir / name).read_bytes() for name in written] == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "gold"), [("Say [b]hello[/b] :smile:", "no gold"), ("Write about a cat.", "gold 0.")]
+)
+def test_a_prompt_of_ones_own(options: CompareOptions, prompt: str, gold: str) -> None:
+    options.prompt = prompt
+    with console.capture() as printed:
+        compare(options, "")
+    assert f"user: {prompt}" in printed.get() and printed.get().count(gold) == 3
+    assert sorted(path.name for path in options.run_dir.iterdir()) == ["ppo", "rm", "sft"]
+
+
+def test_prompts_without_a_check(options: CompareOptions) -> None:
+    write_jsonl(options.split, [{"prompt": record["prompt"]} for record in PROMPTS])
+    with console.capture() as printed:
+        compare(options, "")
+    assert "no gold" in printed.get()
+    summary = json.loads((options.run_dir / "compare.json").read_text(encoding="utf-8"))
+    assert summary["headline"]["gold/ppo"] == {"mean": None, "low": None, "high": None}
+    assert summary["headline"]["kl"]["mean"] is not None
+    assert list(summary["groups"]) == ["all"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "rm", "ppo"])
+def test_a_missing_stage_is_one_sentence(options: CompareOptions, stage: str) -> None:
+    (options.run_dir / stage).rename(options.run_dir / "elsewhere")
+    with pytest.raises(UserError, match=f"there is no {stage} checkpoint in .*: run `python -m stages.{stage} "):
+        compare(options, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft: run `make sft RUN=nowhere`"),
+        (["--temperature", "-1"], "--temperature must not be negative"),
+        (["--prompt", " "], "--prompt is blank"),
+        (["--prompt", "\udcff"], "--prompt is not UTF-8"),
+        (["--promt", "a"], "unknown option --promt"),
+    ],
+)
+def test_mistakes_as_a_user_makes_them(nano_base: Path, arguments: list[str], sentence: str) -> None:
+    command = [sys.executable, "-m", "rlhf_mini.compare", "--base", str(nano_base), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1

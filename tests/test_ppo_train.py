@@ -1,0 +1,401 @@
+"""PPO as a whole, on models small enough to run in seconds."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_mini import checkpoints
+from rlhf_mini.checkpoints import check_parent, finish
+from rlhf_mini.console import UserError
+from rlhf_mini.records import write_jsonl
+from rlhf_mini.sampling import encode_prompts
+from stages.ppo import losses, report, train
+from stages.ppo.models import Episodes, Models, load
+from stages.ppo.options import PPOOptions
+
+ROOT = Path(__file__).parent.parent
+REWARD_MEAN = 0.25
+
+
+def prompt(text: str) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": text}]}
+
+
+PROMPTS = [prompt("Name a colour" + " please" * (index % 5) + "?") for index in range(24)]
+
+
+def make_rm(sft: Path, folder: Path) -> None:
+    """A reward model that was not trained: a random head whose scores differ by about 1."""
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(sft, num_labels=1)
+    torch.nn.init.normal_(model.score.weight, std=0.2)
+    model.config.reward_mean = REWARD_MEAN
+    save(folder, "rm", model, sft, [check_parent(sft, "sft")])
+
+
+def save(folder: Path, stage: str, model: Any, tokenizer: Path, parents: list[checkpoints.Parent]) -> None:
+    with checkpoints.writing(folder, stage) as partial:
+        finish(
+            partial,
+            stage=stage,
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+            options=PPOOptions(),
+            seed=0,
+            metrics={},
+            started=time.time(),
+            parents=parents,
+        )
+
+
+@pytest.fixture
+def runs(nano_base: Path, tmp_path: Path) -> Path:
+    """runs/nano with an sft and an rm checkpoint, and prompts beside it."""
+    runs = tmp_path / "runs"
+    save(runs / "nano", "sft", AutoModelForCausalLM.from_pretrained(nano_base), nano_base, [])
+    make_rm(runs / "nano" / "sft", runs / "nano")
+    write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    return runs
+
+
+def options_for(runs: Path, **changes: Any) -> PPOOptions:
+    prompts = str(runs.parent / "prompts.jsonl")
+    settings: dict[str, Any] = dict(
+        run="nano", runs_dir=str(runs), prompts=prompts, validation_prompts=prompts, updates=2, episodes=8,
+        num_minibatches=2, max_new_tokens=8, warmup_updates=1, evaluation_prompts=8, sample_every=1,
+    )  # fmt: skip
+    return PPOOptions(**settings | changes)
+
+
+def loaded(runs: Path) -> Models:
+    sft = check_parent(runs / "nano" / "sft", "sft")
+    return load(sft, check_parent(runs / "nano" / "rm", "rm", of=sft), torch.device("cpu"))
+
+
+def encoded(models: Models, count: int) -> list[list[int]]:
+    return encode_prompts(models.tokenizer, [record["prompt"] for record in PROMPTS[:count]])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sharpen(models: Models, factor: float = 4.0) -> None:
+    """Makes the random policy decided, and the reference and itself differ."""
+    with torch.no_grad():
+        models.actor.policy.transformer.wte.weight *= factor
+
+
+# --- the rollout -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_episodes_agree_with_the_models_own_passes(runs: Path, temperature: float) -> None:
+    """Every tensor of a rollout, computed a second time, one unpadded row after the other."""
+    models = loaded(runs)
+    sharpen(models)
+    options = options_for(
+        runs, temperature=temperature, kl_coef=0.3, missing_eos_penalty=0.7, max_new_tokens=6, gamma=0.9
+    )
+    prompts = encoded(models, 8)
+    episodes = train.collect(models, prompts, options, seeded())
+    eos = models.tokenizer.eos_token_id
+
+    for row, ids in enumerate(prompts):
+        length = int(episodes.response_mask[row].sum())
+        whole = episodes.input_ids[row, : int(episodes.attention_mask[row].sum())]
+        response = whole[len(ids) :]
+        assert whole[: len(ids)].tolist() == ids
+        assert len(response) == length
+        with torch.no_grad():
+            logprobs, ref_logprobs = (
+                (model(whole[None]).logits[0, len(ids) - 1 : -1] / temperature)
+                .log_softmax(-1)
+                .gather(-1, response[:, None])[:, 0]
+                for model in (models.actor.policy, models.ref_policy)
+            )
+            score = models.reward_model(whole[None]).logits[0, 0] - REWARD_MEAN
+            hidden = models.actor.value_model.transformer(whole[None]).last_hidden_state[0]
+            values = models.actor.value_model.score(hidden)[len(ids) - 1 : -1, 0] - REWARD_MEAN
+        rewards = -0.3 * (logprobs - ref_logprobs)
+        rewards[-1] += score - (0.0 if response[-1] == eos else 0.7)
+        assert bool(episodes.ended[row]) == bool(response[-1] == eos)
+        for actual, expected in (
+            (episodes.logprobs, logprobs),
+            (episodes.ref_logprobs, ref_logprobs),
+            (episodes.values, values),
+            (episodes.rewards, rewards),
+        ):
+            torch.testing.assert_close(actual[row, :length], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(episodes.scores[row], score, atol=1e-5, rtol=0)
+
+    mask = episodes.response_mask
+    advantages, returns = losses.gae(episodes.rewards, episodes.values, mask, options.gamma, options.gae_lambda)
+    torch.testing.assert_close(episodes.returns, returns)  # taken before the whitening
+    torch.testing.assert_close(episodes.advantages, losses.masked_whiten(advantages, mask))
+    assert (episodes.logprobs - episodes.ref_logprobs)[mask].abs().max() > 0.1  # the sharpened policy does differ
+    torch.testing.assert_close(episodes.advantages[mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(episodes.advantages[mask].std(), torch.tensor(1.0), atol=1e-5, rtol=0)
+
+
+def test_the_ratio_in_the_first_minibatch_is_1(runs: Path) -> None:
+    """Kept log-probabilities (left-padded, cached, rows leaving) equal the update's (right-padded, in buckets)."""
+    models = loaded(runs)
+    sharpen(models)
+    options = options_for(runs, episodes=16, max_new_tokens=12, bucket_size=3, temperature=0.8)
+    episodes = train.collect(models, encoded(models, 16), options, seeded())
+    new_logprobs, new_values, _ = models.actor(episodes, options.temperature, options.bucket_size)
+    ratio = torch.exp(new_logprobs - episodes.logprobs)
+    assert (ratio - 1)[episodes.response_mask].abs().max() < 1e-4
+    torch.testing.assert_close(new_values, episodes.values, atol=1e-5, rtol=0)
+    # The check can fail: another temperature, or dropout, and the ratio is far from 1.
+    other, _, _ = models.actor(episodes, 1.0, options.bucket_size)
+    assert (torch.exp(other - episodes.logprobs) - 1)[episodes.response_mask].abs().max() > 1e-2
+
+
+def test_reward_whitening_keeps_the_mean(runs: Path) -> None:
+    models = loaded(runs)
+    plain, whitened = (
+        train.collect(models, encoded(models, 8), options_for(runs, whiten_rewards=on), seeded())
+        for on in (False, True)
+    )
+    mask = plain.response_mask
+    torch.testing.assert_close(whitened.rewards[mask].mean(), plain.rewards[mask].mean(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whitened.rewards[mask].std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+class EvenTokens:
+    """A reward with the interface of a reward model: 4 times the share of even tokens among the last eight."""
+
+    config = SimpleNamespace(reward_mean=0.0)
+
+    def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        even = (input_ids % 2 == 0).float().cumsum(-1)  # (b, T)
+        before = torch.nn.functional.pad(even, (8, 0))[:, : even.shape[1]]
+        return SimpleNamespace(last_hidden_state=((even - before) / 2).unsqueeze(-1))
+
+    def score(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def practise(models: Models, options: PPOOptions, updates: int) -> list[dict[str, float]]:
+    """PPO without the stage around it: the metrics of each rollout."""
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(models.actor.policy.parameters()), "lr": options.learning_rate},
+            {"params": list(models.actor.value_model.parameters()), "lr": options.value_learning_rate},
+        ]
+    )
+    generator, history = seeded(), []
+    prompts = encoded(models, 8) * (options.episodes // 8)
+    for _ in range(updates):
+        episodes = train.collect(models, prompts, options, generator)
+        history.append(report.of_rollout(episodes, options))
+        train.learn(models.actor, optimizer, Accelerator(cpu=True), episodes, options, generator)
+    return history
+
+
+def test_ppo_finds_a_simple_reward_and_the_kl_holds_it_back(runs: Path) -> None:
+    last = {}
+    for kl_coef in (0.02, 5.0):
+        models = loaded(runs)
+        models.reward_model = EvenTokens()
+        options = options_for(
+            runs, episodes=32, learning_rate=1e-2, value_learning_rate=1e-2, kl_coef=kl_coef, missing_eos_penalty=0.0
+        )
+        history = practise(models, options, updates=15)
+        assert history[0]["objective/scores"] < 2.5  # half of the tokens are even
+        assert history[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+        last[kl_coef] = history[-1]
+    assert last[0.02]["objective/scores"] > 3.5
+    assert last[0.02]["objective/kl"] > 2
+    assert last[0.02]["objective/kl_k3"] > 2
+    assert last[5.0]["objective/kl"] < 0.5
+
+
+def test_one_step_raises_what_was_good(runs: Path) -> None:
+    """The sign of the update: tokens with a positive advantage become likelier, the others less likely."""
+    models = loaded(runs)
+    options = options_for(runs, num_minibatches=1, learning_rate=1e-3)
+    episodes = train.collect(models, encoded(models, 8), options, seeded())
+    optimizer = torch.optim.SGD(
+        [{"params": list(m.parameters()), "lr": 0.01} for m in (models.actor.policy, models.actor.value_model)]
+    )
+    train.learn(models.actor, optimizer, Accelerator(cpu=True), episodes, options, seeded())
+    new_logprobs, new_values, _ = models.actor(episodes, 1.0, 16)
+    mask = episodes.response_mask
+    gain = ((new_logprobs - episodes.logprobs) * episodes.advantages)[mask].mean()
+    assert gain > 1e-4
+    before, after = ((values - episodes.returns)[mask].square().mean() for values in (episodes.values, new_values))
+    assert after < before
+
+
+def test_policy_and_value_model_do_not_share_gradients(runs: Path) -> None:
+    models = loaded(runs)
+    options = options_for(runs)
+    episodes = train.collect(models, encoded(models, 8), options, seeded())
+    logprobs, values, _ = models.actor(episodes, 1.0, 16)
+    logprobs.sum().backward()
+    assert all(p.grad is None for p in models.actor.value_model.parameters())
+    assert all(p.grad is not None for p in models.actor.policy.parameters())
+    models.actor.zero_grad()
+    values.sum().backward()
+    assert all(p.grad is None for p in models.actor.policy.parameters())
+    assert all(p.grad is not None for p in models.actor.value_model.parameters())
+
+
+def test_prompts_come_in_a_new_order_in_every_pass() -> None:
+    order: Iterator[int] = train.prompt_order(10, random.Random(0))
+    first, second = list(islice(order, 10)), list(islice(order, 10))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_minibatches_are_drawn_anew_and_cover_every_episode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, options = loaded(runs), options_for(runs, num_ppo_epochs=2, num_minibatches=4)
+    episodes = train.collect(models, encoded(models, 8), options, seeded())
+    seen: list[list[int]] = []
+    original = Episodes.__getitem__
+
+    def select(self: Episodes, rows: torch.Tensor) -> Episodes:
+        seen.append(rows.tolist())
+        return original(self, rows)
+
+    monkeypatch.setattr(Episodes, "__getitem__", select)
+    groups = [{"params": list(m.parameters()), "lr": 0.0} for m in (models.actor.policy, models.actor.value_model)]
+    metrics = train.learn(models.actor, torch.optim.SGD(groups), Accelerator(cpu=True), episodes, options, seeded())
+    assert [len(rows) for rows in seen] == [2] * 8
+    epochs = [sum(seen[:4], []), sum(seen[4:], [])]  # noqa: RUF017
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8))
+    assert epochs[0] != epochs[1]
+    assert metrics["policy/first_ratio_error"] < 1e-4
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_a_checkpoint_that_transformers_loads(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs / "nano" / "ppo"
+    train.train_ppo(options_for(runs))
+    sft, ppo = (AutoModelForCausalLM.from_pretrained(runs / "nano" / stage) for stage in ("sft", "ppo"))
+    assert not torch.equal(sft.transformer.wte.weight, ppo.transformer.wte.weight)  # it learned
+    value_model = AutoModelForSequenceClassification.from_pretrained(folder / "value_model")
+    assert value_model.config.num_labels == 1
+    assert value_model.config.reward_mean == REWARD_MEAN
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+    parent = check_parent(folder, "ppo")
+    assert [p["stage"] for p in parent.info["parents"]] == ["sft", "rm"]
+    assert {"validation/ppo_score", "validation/sft_score", "validation/kl", "validation/ppo_eos_rate"} <= set(
+        parent.info["metrics"]
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    for name in (
+        "objective/kl", "objective/scores", "objective/rlhf_reward", "policy/entropy", "policy/approx_kl",
+        "policy/clip_fraction", "policy/ratio_mean", "policy/ratio_variance", "response/eos_rate", "response/length",
+        "value/explained_variance", "learning_rate", "episodes_per_second", "loss/policy", "loss/value",
+    ):  # fmt: skip
+        assert all(isinstance(line[name], float) for line in lines), name
+    assert all(line["policy/first_ratio_error"] < 1e-4 for line in lines)
+    assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-4)  # the first rollout is the SFT model's own
+    assert "update 2/2" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_policy(runs: Path) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        train.train_ppo(options_for(runs, seed=seed))
+        weights.append(checkpoints.sha256(runs / "nano" / "ppo" / "model.safetensors"))
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_learning_rate_warms_up_and_stays(runs: Path) -> None:
+    train.train_ppo(options_for(runs, updates=4, warmup_updates=2, learning_rate=1e-3, evaluation_prompts=1))
+    lines = (runs / "nano" / "ppo" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["learning_rate"] for line in lines] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_nan_stops_before_the_weights_are_touched(runs: Path) -> None:
+    with pytest.raises(UserError, match=r"not (a )?finite number.* in update \d+: try a lower --learning_rate"):
+        train.train_ppo(options_for(runs, learning_rate=1e30, updates=8))
+    assert sorted(path.name for path in (runs / "nano").iterdir()) == ["ppo.last_good", "rm", "sft"]
+    kept = AutoModelForCausalLM.from_pretrained(runs / "nano" / "ppo.last_good")
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+    info = json.loads((runs / "nano" / "ppo.last_good" / "stage.json").read_text())
+    assert "not" in info["stopped"]
+
+
+def test_ctrl_c_leaves_the_earlier_checkpoint(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train.train_ppo(options_for(runs))
+    before = checkpoints.sha256(runs / "nano" / "ppo" / "stage.json")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "show", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_ppo(options_for(runs, seed=5))
+    assert sorted(path.name for path in (runs / "nano").iterdir()) == ["ppo", "rm", "sft"]
+    assert checkpoints.sha256(runs / "nano" / "ppo" / "stage.json") == before
+
+
+def test_a_reward_model_of_another_sft_model_is_refused(runs: Path, nano_base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(nano_base)
+    with torch.no_grad():
+        model.transformer.wte.weight += 0.01
+    save(runs / "nano", "sft", model, nano_base, [])
+    with pytest.raises(UserError, match="was not made from the sft"):
+        train.train_ppo(options_for(runs))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_work(runs: Path) -> None:
+    write_jsonl(runs.parent / "long.jsonl", [prompt("1" * 400)])
+    with pytest.raises(UserError, match=r"leaves .* beside max_new_tokens=8"):
+        train.train_ppo(options_for(runs, validation_prompts=str(runs.parent / "long.jsonl")))
+    assert not (runs / "nano" / "ppo").exists()
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    for changes, message in [
+        ({"episodes": 10, "num_minibatches": 4}, "multiple"),
+        ({"episodes": 4, "num_minibatches": 1}, "at least 8"),
+        ({"learning_rate": 0.0}, "--learning_rate must be greater than 0"),
+        ({"kl_coef": -0.1}, "--kl_coef must not be negative"),
+        ({"gamma": 1.1}, "--gamma must lie between 0 and 1"),
+        ({"device": "gpu"}, "cpu or auto"),
+        ({"temperature": float("nan")}, "--temperature must be greater than 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            PPOOptions(**changes)  # type: ignore[arg-type]
+
+
+def test_the_command_as_a_user_runs_it(runs: Path) -> None:
+    command = [sys.executable, "-m", "stages.ppo", "--config", str(ROOT / "stages/ppo/nano.yaml")]
+    prompts = str(runs.parent / "prompts.jsonl")
+    command += ["--runs_dir", str(runs), "--prompts", prompts, "--validation_prompts", prompts, "--updates", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "ppo: update 2/2" in result.stdout
+    assert "validation prompts score" in result.stdout
+    assert check_parent(runs / "nano" / "ppo", "ppo").info["options"]["updates"] == 2

@@ -1,0 +1,59 @@
+"""docs/results.md is made of what compare measured, and says so when an aim is missed."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from rlhf_mini.compare import TITLES
+from rlhf_mini.console import UserError
+from rlhf_mini.results import page, read
+
+STAGES = ("base", "sft", "ppo")
+FIGURE = {"mean": 0.5, "low": 0.45, "high": 0.55}
+PARTS = ("gold", "task", "truthful", "harmless", "courteous", "concise", "ends", "wins/heldout")
+GROUP = {"prompts": 600, "stages": {stage: {part: FIGURE for part in PARTS} for stage in STAGES}}
+BASE = {"seconds": 1200.0, "metrics": {"facts_right_few_shot": 0.9, "gold_on_bare_instructions": 0.1, "loss": 0.7}}
+
+
+def summary(**headline: dict[str, float]) -> dict[str, Any]:
+    return {
+        "headline": {name: FIGURE for name in TITLES} | headline,
+        "use_cases_below_sft": [],
+        "cost": {name: {"seconds": 50.0, "peak_memory_mb": 900} for name in ("base", "sft", "rm", "ppo")},
+        "groups": {"all": GROUP, "use_case/chat": GROUP, "novel/none": GROUP},
+        "provenance": {"checkpoints": {"ppo": {"seed": 7}}},
+    }
+
+
+def line(text: str, start: str) -> str:
+    return next(row for row in text.split("\n") if row.startswith(f"| {start}"))
+
+
+def test_a_reached_aim_and_a_missed_one_are_told_apart():
+    good = {"mean": 0.86, "low": 0.84, "high": 0.88}
+    text = page(["a", "b"], [summary(**{"gold/ppo": good}), summary(**{"gold/ppo": good})], BASE)
+    assert line(text, "PPO gold").endswith("| 0.86 (0.84 to 0.88) | 0.86 (0.84 to 0.88) | yes |")
+    text = page(["a", "b"], [summary(**{"gold/ppo": good}), summary()], BASE)
+    assert line(text, "PPO gold").endswith("| missed by 1 of 2 |")
+
+
+def test_a_win_rate_must_also_have_its_interval_above_70_percent():
+    wide = {"mean": 0.76, "low": 0.69, "high": 0.82}
+    assert "missed by 1 of 1" in line(page(["a"], [summary(**{"ppo_beats_sft/gold": wide})], BASE), "PPO beats SFT, gold")
+
+
+def test_time_is_the_sum_of_the_three_stages_without_the_base():
+    assert line(page(["a"], [summary()], BASE), "SFT, RM and PPO together").endswith("| 150 | yes |")
+    slow = copy.deepcopy(summary())
+    slow["cost"]["ppo"]["seconds"] = 201.0
+    assert line(page(["a"], [slow], BASE), "SFT, RM and PPO together").endswith("| 301 | no |")
+
+
+def test_the_commands_name_runs_and_seeds():
+    assert "make sft rm ppo RUN=a SEED=7 && make compare RUN=a SEED=7" in page(["a"], [summary()], BASE)
+
+
+def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="make compare RUN=nothing"):
+        read(tmp_path / "nothing")
