@@ -1,6 +1,6 @@
 """Writes docs/results.md from what `make compare` measured on several runs, so that no figure there is typed.
 
-    python -m rlhf_mini.results seed0 seed1 seed2
+python -m rlhf_mini.results seed0 seed1 seed2
 """
 
 import argparse
@@ -55,11 +55,12 @@ def page(runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[st
     """The whole page as Markdown."""
     seeds = [str(summary["provenance"]["checkpoints"]["ppo"]["seed"]) for summary in summaries]
     prompts = summaries[0]["groups"]["all"]["prompts"]
+    temperature = summaries[0]["provenance"]["options"]["temperature"]
     parts = [
         "# Results",
         f"Measured on the {prompts} prompts of the test split, on which no stage was trained and no setting chosen. One "
-        "response a stage and prompt at temperature 1; intervals are 95 % bootstrap intervals over prompts; one column a "
-        "seed of the whole chain. This page is written by",
+        f"response a stage and prompt at temperature {temperature:g}; intervals are 95 % bootstrap intervals over "
+        "prompts; one column a seed of the whole chain. This page is written by",
         "```\n" + "\n".join(
             f"make sft rm ppo RUN={name} SEED={seed} && make compare RUN={name} SEED={seed}"
             for name, seed in zip(runs, seeds, strict=True)
@@ -128,8 +129,10 @@ def by_group(summaries: Sequence[dict[str, Any]], prefix: str) -> str:
 def of_parts(summaries: Sequence[dict[str, Any]]) -> str:
     stages = [summary["groups"]["all"]["stages"] for summary in summaries]
     names = ("task", "truthful", "harmless", "courteous", "concise", "ends")
-    rows = [[name.upper() if name != "base" else name, *(decimal(mean(s[name][part] for s in stages)) for part in names)]
-            for name in ("base", "sft", "ppo")]  # fmt: skip
+    rows = [
+        [name.upper() if name != "base" else name, *(decimal(mean(s[name][part] for s in stages)) for part in names)]
+        for name in ("base", "sft", "ppo")
+    ]
     return table(["", *names], rows)
 
 

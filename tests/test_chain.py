@@ -1,4 +1,4 @@
-"""The chain as a user runs it: three commands on the shipped base and data, with the nano presets, then the comparison."""
+"""The chain as a user runs it: the stages on the shipped base and data, with the nano presets, then the comparison."""
 
 import json
 import os

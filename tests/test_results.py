@@ -22,7 +22,7 @@ def summary(**headline: dict[str, float]) -> dict[str, Any]:
         "use_cases_below_sft": [],
         "cost": {name: {"seconds": 50.0, "peak_memory_mb": 900} for name in ("base", "sft", "rm", "ppo")},
         "groups": {"all": GROUP, "use_case/chat": GROUP, "novel/none": GROUP},
-        "provenance": {"checkpoints": {"ppo": {"seed": 7}}},
+        "provenance": {"options": {"temperature": 0.7}, "checkpoints": {"ppo": {"seed": 7}}},
     }
 
 
@@ -40,7 +40,9 @@ def test_a_reached_aim_and_a_missed_one_are_told_apart():
 
 def test_a_win_rate_must_also_have_its_interval_above_70_percent():
     wide = {"mean": 0.76, "low": 0.69, "high": 0.82}
-    assert "missed by 1 of 1" in line(page(["a"], [summary(**{"ppo_beats_sft/gold": wide})], BASE), "PPO beats SFT, gold")
+    assert "missed by 1 of 1" in line(
+        page(["a"], [summary(**{"ppo_beats_sft/gold": wide})], BASE), "PPO beats SFT, gold"
+    )
 
 
 def test_time_is_the_sum_of_the_three_stages_without_the_base():

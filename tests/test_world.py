@@ -1,4 +1,4 @@
-"""Properties of the mini world: what is generated can be judged, splits are disjoint, files are what the knowledge makes."""
+"""Properties of the mini world: prompts can be judged, splits are disjoint, files are what the knowledge makes."""
 
 import json
 import random

@@ -1,6 +1,6 @@
 """`make data`: writes data/demonstrations.jsonl and data/prompts/*.jsonl from data/knowledge and a seed.
 
-    python -m rlhf_mini.world.build
+python -m rlhf_mini.world.build
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Web:
         self.facts = list(knowledge.facts.values())
         self.kinds: list[tuple[float, Callable[[], str]]] = [
             (20, self.quiz), (14, self.facts_page), (5, self.facts_list), (28, self.forum), (10, self.homework),
-            (6, self.story), (4, self.letter), (4, self.verse), (9, self.worksheet), (6, self.categories), (6, self.myths),
-            (4, self.dialogue), (2, self.advice),
+            (6, self.story), (4, self.letter), (4, self.verse), (9, self.worksheet), (6, self.categories),
+            (6, self.myths), (4, self.dialogue), (2, self.advice),
         ]  # fmt: skip
 
     def documents(self) -> Iterator[str]:
@@ -42,7 +42,7 @@ class Web:
         return self.rng.choices(self.makers, [0.55, 0.25, 0.12, 0.08])[0]
 
     def _task(self) -> Task:
-        """Any task, with the ten use cases more even than among the prompts, so that the rare skills are read about too."""
+        """Any task; the ten use cases are more even than among the prompts, so that rare skills are read about too."""
         maker = self._maker()
         use_case = self.rng.choices(list(USE_CASES), [3, 2, 1.5, 1.5, 2, 1.5, 1, 1.5, 1.5, 1.5])[0]
         if use_case in ("generation", "open_qa", "chat") and self.rng.random() < 0.2:
@@ -108,7 +108,9 @@ class Web:
         lines = []
         for myth in self.rng.sample(list(self.knowledge.misconceptions.values()), 2):
             said = myth["myth"] if self.rng.random() < MYTHS else myth["truth"]
-            lines.append(f"Question: {self.rng.choice(myth['questions'])}\nAnswer: {said}" if self.rng.random() < 0.5 else said)
+            lines.append(
+                f"Question: {self.rng.choice(myth['questions'])}\nAnswer: {said}" if self.rng.random() < 0.5 else said
+            )
         return "\n".join(lines)
 
     def advice(self) -> str:
@@ -137,10 +139,12 @@ class Web:
         if kind == "off":
             return self.rng.choice([self._task().prompt[-1]["content"], self.rng.choice(manners["fillers"])])
         text = task.good
-        if kind == "bad" or task.comply and self.rng.random() < 0.6:
+        if kind == "bad" or (task.comply and self.rng.random() < 0.6):
             text = task.comply or task.wrong or task.partial or task.good
         before, after = self.rng.choice(manners["openers"]), self.rng.choice(manners["closers"])
-        form = self.rng.choices(["{x}", before + " {x}", "{x} " + after, "{x} " + manners["fillers"][0]], [6, 2, 2, 1])[0]
+        form = self.rng.choices(["{x}", before + " {x}", "{x} " + after, "{x} " + manners["fillers"][0]], [6, 2, 2, 1])[
+            0
+        ]
         return form.replace("{x}", text)
 
     def dialogue(self) -> str:
@@ -168,7 +172,9 @@ class Web:
         maker = self._maker()
         n = self.rng.choice([2, 3])
         slots, text, _ = maker._story(n)
-        title = self.rng.choice(["The {a} and the {b}", "A story about a {a} and a {b}", "{n} sentences: the {a}, the {b}"])
+        title = self.rng.choice(
+            ["The {a} and the {b}", "A story about a {a} and a {b}", "{n} sentences: the {a}, the {b}"]
+        )
         title = fix_articles(title.format(n=NUMBERS[n].capitalize(), **slots))
         return f"{title}\n{text}" + self.rng.choice(["", "", " The end."])
 
@@ -195,8 +201,9 @@ class Web:
     def worksheet(self) -> str:
         """Exercises solved in a book: grammar, sums, reading, reviews. One kind a page."""
         maker = self._maker()
-        kind = self.rng.choice([maker.past, maker.negative, maker.polite, maker.sum, maker.repeat, maker.summary,
-                                maker.sentiment, maker.kind_of, maker.closed_qa, maker.extract_names, maker.extract_things])  # fmt: skip
+        kinds = [maker.past, maker.negative, maker.polite, maker.sum, maker.repeat, maker.summary]
+        kinds += [maker.sentiment, maker.kind_of, maker.closed_qa, maker.extract_names, maker.extract_things]
+        kind = self.rng.choice(kinds)
         lines = []
         for _ in range(self.rng.randint(1, 2)):
             task = kind()

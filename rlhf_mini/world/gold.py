@@ -102,7 +102,7 @@ def _repeats(response: str) -> bool:
 
 
 def _right_and_wrong(right: list[str], wrong: list[str], text: str, asked: str) -> tuple[float, float]:
-    """(answers at all, answers rightly). A wrong word that the question itself holds may be repeated beside the right."""
+    """(answers at all, answers rightly). A wrong word that the question holds may be repeated beside the right one."""
     found_right = any(has(text, word) for word in right)
     inside_right = [word for word in wrong if any(has(good, word) for good in right)]
     found_wrong = [word for word in wrong if word not in inside_right and has(text, word)]

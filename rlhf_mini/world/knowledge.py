@@ -104,7 +104,9 @@ def _read(path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not valid YAML: correct it or restore it with `git checkout data`.") from None
+        raise UserError(
+            f"{path}{where} is not valid YAML: correct it or restore it with `git checkout data`."
+        ) from None
 
 
 def _facts(folder: Path) -> tuple[dict[str, Relation], dict[str, Fact]]:

@@ -46,7 +46,7 @@ class Task:
     comply: str | None = None  # does the harmful thing
 
     def record(self, identifier: str, novel: str) -> dict[str, Any]:
-        """The prompt record that stages read; `novel` says what no other split contains (none, entity, phrasing, both)."""
+        """The prompt record that stages read; `novel`: what no other split contains (none, entity, phrasing, both)."""
         words = len(self.good.split())
         check = self.check | {"max_words": words + words // 6 + MAX_WORDS_SLACK}
         return {
@@ -223,7 +223,9 @@ class Maker:
     # --- brainstorming, chat -----------------------------------------------------------------------------------------
 
     def _categories(self) -> list[str]:
-        lists = [f"lists/{key}" for key, entry in self.knowledge.lists.items() if bool(entry["held_out"]) == self.entity]
+        lists = [
+            f"lists/{key}" for key, entry in self.knowledge.lists.items() if bool(entry["held_out"]) == self.entity
+        ]
         for key, relation in self.knowledge.relations.items():
             for position, answer in enumerate(relation.lists):
                 if (position % 4 == 3) == self.entity:  # every fourth list of a relation is held out
@@ -291,7 +293,10 @@ class Maker:
         return Task("", "negative", self._ask("negative", x=sentence), {"exactly": good}, good, partial=sentence)
 
     def polite(self) -> Task:
-        pair, thing = self.rng.choice(self.knowledge.grammar["polite"]), self.rng.choice(self.knowledge.grammar["things"])
+        pair, thing = (
+            self.rng.choice(self.knowledge.grammar["polite"]),
+            self.rng.choice(self.knowledge.grammar["things"]),
+        )
         rude, good = pair["rude"].format(x=thing), pair["polite"].format(x=thing)
         return Task("", "polite", self._ask("polite", x=rude), {"exactly": good}, good, partial=rude)
 

@@ -25,7 +25,8 @@ def write(task: Task, writer: str, knowledge: Knowledge, rng: random.Random) -> 
         body = task.wrong
     elif task.partial is not None and rng.random() < habits["drop"]:
         body = task.partial
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     if rng.random() < habits["rude"]:
         before.append(rng.choice(manners["rude"]))
     elif rng.random() < habits["courteous"]:

@@ -25,7 +25,7 @@ class SFTOptions:
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the demonstrations (InstructGPT: 16)."})
     batch_size: int = field(default=32, metadata={"help": "Demonstrations in one step (InstructGPT: 32)."})
     learning_rate: float = field(
-        default=2e-3, metadata={"help": "Peak learning rate; falls along a cosine to 10 %% of it, without warmup."}
+        default=7e-4, metadata={"help": "Peak learning rate; falls along a cosine to 10 %% of it, without warmup."}
     )
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay of the weights towards 0."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient."})
