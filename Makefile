@@ -19,7 +19,7 @@ seed = $(if $(SEED),--seed $(SEED))
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help $(STAGES) compare base data test lint clean FORCE
+.PHONY: help $(STAGES) compare seeds base data test lint clean FORCE
 # One thing at a time even under -j: each stage feeds the next, and torch uses all cores by itself.
 .NOTPARALLEL:
 # The stages write their checkpoints atomically; make must not delete stage.json when Ctrl-C comes just after.
@@ -93,6 +93,11 @@ endif
 
 compare: $(OUT)/ppo/stage.json | $(INSTALLED)
 	$(PY) -m rlhf_mini.compare --run $(RUN) $(seed) $(call args,compare)
+
+# The figures of docs/results.md.
+seeds: | $(INSTALLED)
+	for seed in 0 1 2; do $(MAKE) sft rm ppo compare RUN=seed$$seed SEED=$$seed || exit 1; done
+	$(PY) -m rlhf_mini.results seed0 seed1 seed2
 
 # --- data ---
 base: | $(INSTALLED)

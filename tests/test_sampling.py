@@ -181,7 +181,7 @@ def test_prompts_and_responses_are_encoded_as_the_chat_template_says(nano_base: 
     whole = tokenizer.apply_chat_template(conversation, tokenize=False)
     (prompt,) = encode_prompts(tokenizer, [ask("Hi")])
     assert prompt + encode_response(tokenizer, "Paris") == tokenizer(whole, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(prompt) == "<|user|>Hi<|assistant|>"
+    assert tokenizer.decode(prompt) == "<|user|> Hi\n<|assistant|>"
     assert encode_response(tokenizer, "Paris")[-1] == tokenizer.eos_token_id
     assert encode_response(tokenizer, "Paris", ended=False) == encode_response(tokenizer, "Paris")[:-1]
     assert encode_prompts(tokenizer, []) == []
