@@ -99,7 +99,7 @@ def finish(
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".jsonl"]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".jsonl"]
     info = {
         "format": FORMAT,
         "stage": stage,
@@ -113,7 +113,7 @@ def finish(
             **{name: version(name) for name in LIBRARIES},
             "rlhf_mini": rlhf_mini.__version__,
         },
-        "sha256": {path.name: sha256(path) for path in files},
+        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
         "parents": [{"stage": p.stage, "path": str(p.path), "sha256": p.sha256} for p in parents],
         **({"stopped": stopped} if stopped else {}),
     }
@@ -160,7 +160,7 @@ def _lock(folder: Path) -> int:
 
 def _sync(folder: Path) -> None:
     """Puts the files on the disk itself, so that not even a power cut leaves a complete name on half a file."""
-    for path in [*folder.iterdir(), folder]:
+    for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

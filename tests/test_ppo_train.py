@@ -75,7 +75,7 @@ def options_for(runs: Path, **changes: Any) -> PPOOptions:
     prompts = str(runs.parent / "prompts.jsonl")
     settings: dict[str, Any] = dict(
         run="nano", runs_dir=str(runs), prompts=prompts, validation_prompts=prompts, updates=2, episodes=8,
-        num_minibatches=2, max_new_tokens=8, warmup_updates=1, evaluation_prompts=8, sample_every=1,
+        num_minibatches=2, max_new_tokens=8, warmup_updates=1, evaluation_prompts=8, sample_every=1, temperature=1.0,
     )  # fmt: skip
     return PPOOptions(**settings | changes)
 

@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_mini.console import UserError, parse_options
 from rlhf_mini.records import write_jsonl
+from rlhf_mini.sampling import encode_response
 from rlhf_mini.training import bucketed_order, trainer_settings
 from stages.sft.options import SFTOptions
 from stages.sft.train import CompletionTrainer, set_residual_dropout, to_dataset, train_sft
@@ -93,7 +94,7 @@ def test_the_loss_is_trls_own_and_counts_completions_only(nano_base, tmp_path):
     torch.testing.assert_close(results[0][1], results[1][1])
     # the completions' tokens with their end of text, nothing of the prompts
     tokenizer = AutoTokenizer.from_pretrained(nano_base)
-    assert results[0][2] == sum(len(tokenizer(text)["input_ids"]) + 1 for text in ("It is green.", "Paris."))
+    assert results[0][2] == sum(len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris."))
 
 
 def test_nan_stops_keeps_the_last_good_weights_and_says_what_to_try(nano_base, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ stays near 1.
 
 Departures:
 - no pretraining gradients yet ("PPO" in the paper, not "PPO-ptx"), and no average of the weights.
-- kl_coef is 0.1, not 0.02: it has to fit the scale of the reward model's scores.
+- kl_coef is 0.07, not 0.02: it has to fit the scale of the reward model's scores.
+- temperature 0.7, not 1, in sampling and in every log-probability: at 1, a model of a million parameters babbles.
 - policy and value model are two networks with a learning rate each, so there is no vf_coef: Adam would cancel it.
 
 Dropout is off throughout, and each token's log-probability is kept from when it was sampled.

@@ -11,8 +11,9 @@ about as often as the labelers disagree.
 As in the paper: the SFT model as the backbone, all pairs of a prompt as one element of the batch (loss.py), ties
 dropped, one epoch, cosine to 10 %, a constant that puts demonstrations at a mean score of 0.
 Departures:
-- batches of 16 prompts instead of 64: with 1,500 prompts, 64 would leave 23 steps.
+- batches of 16 prompts instead of 64: with 2,400 prompts, 64 would leave 37 steps.
 - the head starts with a standard deviation of 1 / sqrt(d + 1), as in Stiennon et al. 2020 (arXiv 2009.01325), B.1.
+- responses are sampled at temperature 0.7, as PPO does: at 1, a model of a million parameters babbles.
 - labelers are simulated, and each prompt is ranked by one of them.
 
 TRL's RewardTrainer does the padding token, dropout, optimizer and loop. It knows pairs only (chosen, rejected), so the
