@@ -58,7 +58,7 @@ def page(runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[st
     temperature = summaries[0]["provenance"]["options"]["temperature"]
     parts = [
         "# Results",
-        f"Measured on the {prompts} prompts of the test split: no stage was trained and no setting chosen on them. One "
+        f"Measured on the {prompts} prompts of the test split, which no stage is trained on. One "
         f"response a stage and prompt at temperature {temperature:g}; intervals are 95 % bootstrap intervals over "
         "prompts; one column a seed of the whole chain. This page is written by",
         "```\n" + "\n".join(
