@@ -50,7 +50,7 @@ def unfinished(text: str, rng: random.Random) -> str:
     words = text.split(" ")
     if len(words) > 6 and rng.random() < 0.5:
         return " ".join(words[: -rng.randint(1, 2)])
-    return text + rng.choice(["", " and so on", " ..", " and"]).replace(" ..", " and then")
+    return text + rng.choice(["", " and so on", " and then", " and"])
 
 
 def demonstration(task: Task, identifier: str, knowledge: Knowledge, rng: random.Random) -> dict[str, Any]:
