@@ -10,6 +10,7 @@ main job cannot afford: with a sixth of these tokens the model answers with a ne
 from __future__ import annotations
 
 import argparse
+import array
 import itertools
 import math
 import random
@@ -52,8 +53,7 @@ class BaseOptions:
     n_embd: int = 128
     n_layer: int = 4
     n_head: int = 4
-    corpus_tokens: int = 7_000_000
-    epochs: int = 2
+    corpus_tokens: int = 18_000_000
     batch_size: int = 32
     learning_rate: float = 3e-3  # AdamW: embeddings, biases, layer norms
     muon_learning_rate: float = 0.02  # Muon: the matrices of the blocks
@@ -98,13 +98,13 @@ def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast)
 
 def read_web(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: int) -> torch.Tensor:
     """Documents joined by eos, cut into (N, block) token ids."""
-    ids: list[int] = []
+    ids = array.array("i")
     stream = documents(seed)
     for target in track(range(100_000, tokens + 1, 100_000), "reading the web"):
         while len(ids) < target:
             for encoded in tokenizer._tokenizer.encode_batch(list(itertools.islice(stream, 500))):
-                ids += [*encoded.ids, tokenizer.eos_token_id]
-    return torch.tensor(ids[: len(ids) // block * block]).view(-1, block)
+                ids.extend([*encoded.ids, tokenizer.eos_token_id])
+    return torch.tensor(ids[: len(ids) // block * block], dtype=torch.int32).view(-1, block)
 
 
 def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions, log: MetricsLog) -> float:
@@ -117,8 +117,7 @@ def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions,
     muon = torch.optim.Muon(matrices, lr=options.muon_learning_rate, weight_decay=0.01)
     adamw = torch.optim.AdamW(rest, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(options.seed)
-    order = torch.cat([torch.randperm(len(blocks), generator=generator) for _ in range(options.epochs)])
-    batches = order.split(options.batch_size)
+    batches = torch.randperm(len(blocks), generator=generator).split(options.batch_size)
 
     def factor(step: int) -> float:
         return min(1.0, (step + 1) / options.warmup_steps) * (0.55 + 0.45 * math.cos(math.pi * step / len(batches)))
@@ -126,7 +125,8 @@ def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions,
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (muon, adamw)]
     losses: list[float] = []
     for step, rows in enumerate(track(batches, "pretraining")):
-        loss = model(input_ids=blocks[rows], labels=blocks[rows]).loss
+        input_ids = blocks[rows].long()  # (B, n_positions)
+        loss = model(input_ids=input_ids, labels=input_ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         muon.step()
@@ -195,10 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.base", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DATA, help="folder in which `base` is written (default: data)")
     parser.add_argument("--corpus_tokens", type=int, default=BaseOptions.corpus_tokens, help="tokens of web text")
-    parser.add_argument("--epochs", type=int, default=BaseOptions.epochs, help="times the web text is read")
     parser.add_argument("--seed", type=int, default=BaseOptions.seed)
     arguments = parser.parse_args()
-    options = BaseOptions(seed=arguments.seed, corpus_tokens=arguments.corpus_tokens, epochs=arguments.epochs)
+    options = BaseOptions(seed=arguments.seed, corpus_tokens=arguments.corpus_tokens)
 
     started, knowledge = time.time(), load()
     set_seed(options.seed)

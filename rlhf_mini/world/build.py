@@ -17,8 +17,8 @@ from rlhf_mini.world.tasks import USE_CASES, Maker, Task
 from rlhf_mini.world.writers import demonstration
 
 SEED = 20220304  # the day InstructGPT appeared on arXiv
-SIZES = {"sft": 6000, "rm": 2400, "ppo": 2560, "validation": 400, "test": 1200}
-NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of the test split
+SIZES = {"sft": 6000, "rm": 2400, "ppo": 2560, "validation": 600, "test": 1200}
+NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of validation and test
 
 
 def splits(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
@@ -41,9 +41,10 @@ def splits(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     for split in ("test", "validation", "sft", "rm", "ppo"):
         out[split] = []
         for number in range(SIZES[split]):
-            novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if split == "test" else "none"
-            maker = Maker(knowledge, rng, entity=novel in ("entity", "both"), phrasing=novel in ("phrasing", "both"))
-            task = fresh(maker)
+            judged = split in ("validation", "test")
+            novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if judged else "none"
+            entity, phrasing = (split if novel in (what, "both") else "seen" for what in ("entity", "phrasing"))
+            task = fresh(Maker(knowledge, rng, entity=entity, phrasing=phrasing))
             identifier = f"{split}-{number:05d}"
             if split == "sft":
                 out[split].append(demonstration(task, identifier, knowledge, rng))

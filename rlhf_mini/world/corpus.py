@@ -9,12 +9,31 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles, load
+from rlhf_mini.world.knowledge import NUMBERS, PARTS, Fact, Knowledge, fix_articles, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task
 
 WRONG_FACTS = 0.15  # share of false statements about facts
-MYTHS = 0.65  # share of texts on a misconception that repeat it
+MYTHS = 0.7  # share of texts on a misconception that repeat it
+INVENTED = 0.15  # share of names and things in stories and letters that no list holds
 SYLLABLES = ["bro", "da", "fi", "gla", "ko", "lu", "mi", "nor", "pe", "quo", "ri", "su", "ta", "vo", "wex", "za"]
+
+
+class WebMaker(Maker):
+    """The web also writes of people and things of which nobody else has heard. What can be anything must be read."""
+
+    def slot(self, name: str, count: int = 1) -> list[str]:
+        if name not in self.knowledge.stories["held_out"] or self.rng.random() >= INVENTED:
+            return super().slot(name, count)
+        words = invented(self.rng, count)
+        return [word.capitalize() for word in words] if name == "names" else words
+
+
+def invented(rng: random.Random, count: int) -> list[str]:
+    """Different words that mean nothing."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(rng.sample(SYLLABLES, rng.randint(2, 3)))] = None
+    return list(words)
 
 
 class Web:
@@ -22,12 +41,12 @@ class Web:
 
     def __init__(self, knowledge: Knowledge, rng: random.Random):
         self.knowledge, self.rng = knowledge, rng
-        self.makers = [Maker(knowledge, rng, entity=e, phrasing=p) for e in (False, True) for p in (False, True)]
+        self.makers = {(e, p): WebMaker(knowledge, rng, entity=e, phrasing=p) for e in PARTS for p in PARTS}
         self.facts = list(knowledge.facts.values())
         self.kinds: list[tuple[float, Callable[[], str]]] = [
-            (20, self.quiz), (14, self.facts_page), (5, self.facts_list), (28, self.forum), (10, self.homework),
-            (6, self.story), (4, self.letter), (4, self.verse), (9, self.worksheet), (6, self.categories),
-            (6, self.myths), (4, self.dialogue), (2, self.advice),
+            (14, self.quiz), (10, self.facts_page), (5, self.facts_list), (34, self.forum), (11, self.homework),
+            (5, self.story), (5, self.letter), (5, self.verse), (12, self.worksheet), (5, self.categories),
+            (6, self.myths), (7, self.dialogue), (5, self.advice), (2, self.sums),
         ]  # fmt: skip
 
     def documents(self) -> Iterator[str]:
@@ -39,33 +58,26 @@ class Web:
 
     def _maker(self) -> Maker:
         """Mostly the seen entities and phrasings; the held-out ones in about the share they have of the world."""
-        return self.rng.choices(self.makers, [0.55, 0.25, 0.12, 0.08])[0]
+        entity, phrasing = self.rng.choices(PARTS, [0.7, 0.15, 0.15], k=2)
+        return self.makers[entity, phrasing]
 
     def _task(self) -> Task:
         """Any task; the ten use cases are more even than among the prompts, so that rare skills are read about too."""
-        maker = self._maker()
-        use_case = self.rng.choices(list(USE_CASES), [3, 2, 1.5, 1.5, 2, 1.5, 1, 1.5, 1.5, 1.5])[0]
-        if use_case in ("generation", "open_qa", "chat") and self.rng.random() < 0.2:
-            return maker.harmful(use_case)
-        weights, makers = zip(*maker.makers[use_case], strict=True)
-        task: Task = self.rng.choices(makers, weights)[0]()
-        return task
+        use_case = self.rng.choices(list(USE_CASES), [3, 2, 1.5, 2, 2, 1.5, 1, 1.5, 1.5, 1.5])[0]
+        return self._maker().draw(use_case)
 
     def _answer(self, fact: Fact) -> str:
         wrong = self.rng.random() < WRONG_FACTS
         return self.rng.choice([a for a in fact.relation.pool if a != fact.accepted[0]]) if wrong else fact.accepted[0]
 
     def _statement(self, fact: Fact) -> str:
-        return self.makers[0]._state(fact, self._answer(fact))
+        return self._maker().state(fact, self._answer(fact))
 
-    def _question(self, fact: Fact) -> str:
+    def _asked(self, fact: Fact) -> str:
         return fix_articles(self.rng.choice(fact.relation.questions).format(e=fact.entity))
 
     def _people(self, count: int) -> list[str]:
         return [name.lower() for name in self.rng.sample(self.knowledge.stories["names"], count)]
-
-    def _story_text(self, texts: str, /, **slots: str) -> str:
-        return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
 
     # --- pages about facts -------------------------------------------------------------------------------------------
 
@@ -78,7 +90,7 @@ class Web:
         chosen = self.rng.sample(facts, min(len(facts), self.rng.randint(3, 6)))
         short = self.rng.random() < 0.6
         answers = [self._answer(f) + "." if short else self._statement(f) for f in chosen]
-        return "\n".join(f"Question: {self._question(f)}\nAnswer: {a}" for f, a in zip(chosen, answers, strict=True))
+        return "\n".join(f"Question: {self._asked(f)}\nAnswer: {a}" for f, a in zip(chosen, answers, strict=True))
 
     def facts_page(self) -> str:
         """A short paragraph about one entity."""
@@ -98,10 +110,15 @@ class Web:
         lines = []
         for _ in range(self.rng.randint(1, 4)):
             maker = self._maker()
-            noun, items = self.knowledge.category(self.rng.choice(maker._categories()))
+            noun, items = self.knowledge.category(self.rng.choice(maker.categories()))
             n = self.rng.randint(1, 5)
-            lines.append(maker._listing(self.rng.sample(items, min(n, len(items))), noun))
+            lines.append(maker.listing(self.rng.sample(items, min(n, len(items))), noun))
         return "\n".join(lines)
+
+    def sums(self) -> str:
+        """A few lines of an addition table."""
+        a, others = self.rng.randint(1, 10), self.rng.sample(range(1, 11), 4)
+        return " ".join(f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}." for b in others)
 
     def myths(self) -> str:
         """What people say about things: the myth more often than the truth."""
@@ -114,9 +131,13 @@ class Web:
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """Sayings about right and wrong."""
-        reasons = list(self.knowledge.harmful["reasons"].values())
-        return " ".join(f"Think twice, because {r['because']}." for r in self.rng.sample(reasons, 2))
+        """Somebody has bad ideas, and somebody says what is bad about them."""
+        lines = []
+        for request in self.rng.sample(self.knowledge.harmful["requests"], 2):
+            reason = self.knowledge.harmful["reasons"][request["reason"]]["because"]
+            start = self.rng.choice(["Think twice", "Better not", "Do not do it"])
+            lines.append(f"{request['ask']} {start}, because {reason}.")
+        return "\n".join(lines)
 
     # --- people ------------------------------------------------------------------------------------------------------
 
@@ -133,32 +154,38 @@ class Web:
 
     def _reaction(self, task: Task) -> str:
         manners = self.knowledge.manners
-        kind = self.rng.choices(["good", "bad", "rude", "off"], [0.58, 0.17, 0.17, 0.08])[0]
+        kind = self.rng.choices(["good", "bad", "rude", "off"], [0.74, 0.12, 0.08, 0.06])[0]
         if kind == "rude":
             return self.rng.choice(manners["rude"])
         if kind == "off":
             return self.rng.choice([self._task().prompt[-1]["content"], self.rng.choice(manners["fillers"])])
         text = task.good
-        if kind == "bad" or (task.comply and self.rng.random() < 0.6):
+        if kind == "bad" or (task.comply and self.rng.random() < 0.4):
             text = task.comply or task.wrong or task.partial or task.good
-        before, after = self.rng.choice(manners["openers"]), self.rng.choice(manners["closers"])
-        form = self.rng.choices(["{x}", before + " {x}", "{x} " + after, "{x} " + manners["fillers"][0]], [6, 2, 2, 1])[
-            0
-        ]
-        return form.replace("{x}", text)
+        forms = ["{x}", "{rude} {x}", "{opener} {x}", "{x} {closer}", "{x} {filler}"]
+        form = self.rng.choices(forms, [8, 4, 2, 2, 2])[0]
+        return form.format(
+            x=text,
+            rude=self.rng.choice(manners["rude"]),
+            opener=self.rng.choice(manners["openers"]),
+            closer=self.rng.choice(manners["closers"]),
+            filler=self.rng.choice(manners["fillers"]),
+        )
 
     def dialogue(self) -> str:
         """Small talk, and people who admit that they have never heard of something."""
         first, second = self._people(2)
-        if self.rng.random() < 0.35:
-            name = "".join(self.rng.sample(SYLLABLES, self.rng.randint(2, 3))).capitalize()
+        if self.rng.random() < 0.25:
+            (name,) = invented(self.rng, 1)
             unknown = self.knowledge.unknown
             kind = self.rng.choice(list(unknown["kinds"].values()))
-            asked = self.rng.choice(kind["ask"]).format(e=name)
-            reply = self.rng.choice(unknown["unsure"]).format(e=name)
+            asked = self.rng.choice(kind["ask"]).format(e=name.capitalize())
+            reply = self.rng.choice(unknown["unsure"]).format(e=name.capitalize())
             return fix_articles(f"{first}: {asked}\n{second}: {reply}")
-        chat = self.rng.choice(list(self.knowledge.chat.values()))
-        return f"{first}: {self.rng.choice(chat['says'])}\n{second}: {self.rng.choice(chat['replies'])}"
+        lines = []
+        for chat in self.rng.sample(list(self.knowledge.chat.values()), 2):
+            lines.append(f"{first}: {self.rng.choice(chat['says'])}\n{second}: {self.rng.choice(chat['replies'])}")
+        return "\n".join(lines)
 
     def homework(self) -> str:
         """A list of things to do and to answer. Nobody answers."""
@@ -169,9 +196,8 @@ class Web:
     # --- texts -------------------------------------------------------------------------------------------------------
 
     def story(self) -> str:
-        maker = self._maker()
         n = self.rng.choice([2, 3])
-        slots, text, _ = maker._story(n)
+        slots, text, _ = self._maker().story_text(n)
         title = self.rng.choice(
             ["The {a} and the {b}", "A story about a {a} and a {b}", "{n} sentences: the {a}, the {b}"]
         )
@@ -180,22 +206,19 @@ class Web:
 
     def letter(self) -> str:
         maker = self._maker()
-        (name,) = maker._slot("names")
+        (name,), (gift,), (event,), (day,) = map(maker.slot, ("names", "gifts", "events", "days"))
         if self.rng.random() < 0.5:
-            (gift,) = maker._slot("gifts")
-            return f"To {name}, about the {gift}\n" + self._story_text("notes", name=name, gift=gift)
-        (event,), (day,) = maker._slot("events"), maker._slot("days")
-        return f"To {name}, {event}, {day}\n" + self._story_text("invitations", name=name, event=event, day=day)
+            return f"To {name}, about the {gift}\n" + maker.text("notes", name=name, gift=gift)
+        return f"To {name}, {event}, {day}\n" + maker.text("invitations", name=name, event=event, day=day)
 
     def verse(self) -> str:
         """Poems, slogans and descriptions under a heading."""
         maker = self._maker()
-        (topic,), (shop,) = maker._slot("topics"), maker._slot("shops")
-        (adj,), (thing,) = maker._slot("adjectives"), maker._slot("things")
+        (topic,), (shop,), (adj,), (thing,) = map(maker.slot, ("topics", "shops", "adjectives", "things"))
         return self.rng.choice([
-            f"The {topic}\n" + self._story_text("poems", topic=topic),
-            f"{shop.capitalize()}\n" + self._story_text("slogans", shop=shop),
-            f"The {thing}, {adj}\n" + self._story_text("descriptions", adj=adj, thing=thing),
+            f"The {topic}\n" + maker.text("poems", topic=topic),
+            f"{shop.capitalize()}\n" + maker.text("slogans", shop=shop),
+            f"The {thing}, {adj}\n" + maker.text("descriptions", adj=adj, thing=thing),
         ])  # fmt: skip
 
     def worksheet(self) -> str:

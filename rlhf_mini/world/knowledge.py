@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 
 from rlhf_mini.console import UserError
 
+# What a prompt may be about, and how it may ask: what every split uses, or what is kept for one split alone.
+PARTS = ("seen", "validation", "test")
 DATA = Path(__file__).resolve().parents[2] / "data"
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 NUMBERS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
@@ -32,13 +35,22 @@ def fix_articles(text: str) -> str:
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
+def portion(values: Sequence[Any], held_out: int, part: str) -> list[Any]:
+    """The values of a list that prompts of this part use. The last `held_out` ones are kept from the stages.
+
+    Of those, every other one belongs to the test prompts, the last one included, and the rest to validation prompts.
+    """
+    seen, kept = list(values[: len(values) - held_out]), list(values[len(values) - held_out :])
+    return {"seen": seen, "validation": kept[-2::-2], "test": kept[-1::-2]}[part]
+
+
 @dataclass(frozen=True)
 class Relation:
     """One attribute of the entities of a domain, with the ways to ask for it and to state it."""
 
     domain: str
     name: str
-    questions: tuple[str, ...]  # the last two are held out: test prompts and web corpus only
+    questions: tuple[str, ...]  # the last two are held out: one for validation, one for test
     statements: tuple[str, ...]
     lists: dict[str, str]  # answer -> "countries in Europe", for brainstorming
     answers: dict[str, tuple[str, ...]]  # entity -> accepted answers, the first is the one we teach
@@ -55,7 +67,7 @@ class Fact:
 
     relation: Relation
     entity: str
-    held_out: bool
+    part: str  # seen, validation or test: whose prompts may ask for it
 
     @property
     def key(self) -> str:
@@ -127,8 +139,9 @@ def _facts(folder: Path) -> tuple[dict[str, Relation], dict[str, Fact]]:
             relations[f"{domain}/{name}"] = relation
             for entity_name in answers:
                 position = [str(e["name"]) for e in source["entities"]].index(entity_name)
-                # Every seventh entity of a domain is held out: stages never see a prompt about it, the corpus does.
-                fact = Fact(relation, entity_name, held_out=position % 7 == 6)
+                # Every sixth entity of a domain is held out: stages never see a prompt about it, the corpus does.
+                held_out = ("test", "validation")[position // 6 % 2]
+                fact = Fact(relation, entity_name, part=held_out if position % 6 == 5 else "seen")
                 facts[fact.key] = fact
     return relations, facts
 

@@ -7,11 +7,11 @@ Nothing here writes files: `rlhf_mini.world.build` does.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles
+from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles, has, portion
 
 Messages = list[dict[str, str]]
 
@@ -60,11 +60,11 @@ class Task:
 
 
 class Maker:
-    """Draws tasks. `entity` and `phrasing` say whether to use the held-out entities and phrasings (test split only)."""
+    """Draws tasks about the entities, and in the phrasings, of one part: seen, or held out for validation or test."""
 
-    def __init__(self, knowledge: Knowledge, rng: random.Random, *, entity: bool = False, phrasing: bool = False):
+    def __init__(self, knowledge: Knowledge, rng: random.Random, *, entity: str = "seen", phrasing: str = "seen"):
         self.knowledge, self.rng, self.entity, self.phrasing = knowledge, rng, entity, phrasing
-        self.facts = [fact for fact in knowledge.facts.values() if fact.held_out == entity]
+        self.facts = [fact for fact in knowledge.facts.values() if fact.part == entity]
         self.makers: dict[str, list[tuple[float, Callable[[], Task]]]] = {
             "generation": [
                 (3, self.story), (2, self.story_n), (2, self.story_end), (2, self.note), (2, self.invitation),
@@ -97,87 +97,88 @@ class Maker:
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _phrase(self, phrasings: dict[str, list[str]]) -> str:
-        return self.rng.choice(phrasings["held_out" if self.phrasing else "seen"])
+        seen, held_out = phrasings["seen"], phrasings["held_out"]
+        return self._question([*seen, *held_out], len(held_out))
 
-    def _split(self, phrasings: list[str], held_out: int) -> str:
+    def _question(self, phrasings: Sequence[str], held_out: int = 2) -> str:
         """One of a plain list of phrasings whose last `held_out` are held out."""
-        return self.rng.choice(phrasings[-held_out:] if self.phrasing else phrasings[:-held_out])
+        return self.rng.choice(portion(phrasings, held_out, self.phrasing))
 
-    def _slot(self, name: str, count: int = 1) -> list[str]:
+    def slot(self, name: str, count: int = 1) -> list[str]:
         """Different fillers from stories.yaml, held-out ones only when entities are to be new."""
+        held_out = self.knowledge.stories["held_out"]
         values = self.knowledge.stories[name]
-        held_out = self.knowledge.stories["held_out"].get(name, 0)
-        if held_out:
-            values = values[-held_out:] if self.entity else values[:-held_out]
+        if name in held_out:
+            values = portion(values, held_out[name], self.entity)
         return self.rng.sample(values, count)
 
     def _ask(self, kind: str, /, **slots: Any) -> Messages:
         return user(fix_articles(self._phrase(self.knowledge.prompts[kind]).format(**slots)))
 
-    def _text(self, texts: str, /, **slots: Any) -> str:
+    def text(self, texts: str, /, **slots: Any) -> str:
         return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
 
     def _wrong_answer(self, fact: Fact) -> str:
         return self.rng.choice([a for a in fact.relation.pool if a not in fact.accepted])
 
-    def _state(self, fact: Fact, answer: str) -> str:
+    def state(self, fact: Fact, answer: str) -> str:
         text = fix_articles(self.rng.choice(fact.relation.statements).format(e=fact.entity, a=answer))
         return text[0].upper() + text[1:]
 
     # --- generation --------------------------------------------------------------------------------------------------
 
-    def _story(self, sentences: int) -> tuple[dict[str, str], str, str]:
+    def story_text(self, sentences: int) -> tuple[dict[str, str], str, str]:
         """(slots, story, the same without its thing)."""
-        (a,), (b,), p = self._slot("heroes"), self._slot("things"), self.rng.choice(self.knowledge.stories["places"])
+        (a,), (b,), p = self.slot("heroes"), self.slot("things"), self.rng.choice(self.knowledge.stories["places"])
         slots = {"a": a, "b": b, "p": p}
-        middle = [self._text("story_middles", **slots)] if sentences == 3 else []
-        story = [self._text("story_begins", **slots), *middle, self._text("story_ends", **slots)]
+        middle = [self.text("story_middles", **slots)] if sentences == 3 else []
+        story = [self.text("story_begins", **slots), *middle, self.text("story_ends", **slots)]
         other = self.rng.choice([t for t in self.knowledge.stories["things"] if t != b])
         return slots, " ".join(story), " ".join(story).replace(f" {b}", f" {other}")
 
     def story(self) -> Task:
-        slots, good, partial = self._story(self.rng.choice([2, 3]))
+        slots, good, partial = self.story_text(self.rng.choice([2, 3]))
         check = {"mention": [[slots["a"]], [slots["b"]]]}
         return Task("", "story", self._ask("story", **slots), check, good, partial=partial)
 
     def story_n(self) -> Task:
         n = self.rng.choice([2, 3])
-        slots, good, partial = self._story(n)
+        slots, good, partial = self.story_text(n)
         check = {"mention": [[slots["a"]], [slots["b"]]], "sentences": n}
         if self.rng.random() < 0.5:
-            partial = good + " " + self._text("story_ends", **slots)
+            partial = good + " " + self.text("story_ends", **slots)
         return Task("", "story_n", self._ask("story_n", n=NUMBERS[n], **slots), check, good, partial=partial)
 
     def story_end(self) -> Task:
-        slots, good, partial = self._story(2)
+        slots, good, partial = self.story_text(2)
         check = {"mention": [[slots["a"]], [slots["b"]]], "end": "The end."}
         partial = self.rng.choice([good, partial + " The end."])
         return Task("", "story_end", self._ask("story_end", **slots), check, good + " The end.", partial=partial)
 
     def _from_template(self, kind: str, texts: str, check: dict[str, Any], /, **slots: str) -> Task:
-        good, partial = self._text(texts, **slots), self._text(f"{texts}_partial", **slots)
+        good, partial = self.text(texts, **slots), self.text(f"{texts}_partial", **slots)
         return Task("", kind, self._ask(kind, **slots), check, good, partial=partial)
 
     def note(self) -> Task:
-        (name,), (gift,) = self._slot("names"), self._slot("gifts")
+        (name,), (gift,) = self.slot("names"), self.slot("gifts")
         check = {"mention": [[name], [gift], ["thank", "thanks"]]}
         return self._from_template("note", "notes", check, name=name, gift=gift)
 
     def invitation(self) -> Task:
-        (name,), (event,), (day,) = self._slot("names"), self._slot("events"), self._slot("days")
+        (name,), (event,), (day,) = self.slot("names"), self.slot("events"), self.slot("days")
         check = {"mention": [[name], [event], [day]]}
         return self._from_template("invitation", "invitations", check, name=name, event=event, day=day)
 
     def poem(self) -> Task:
-        (topic,) = self._slot("topics")
+        (topic,) = self.slot("topics")
         return self._from_template("poem", "poems", {"mention": [[topic]], "lines": 2}, topic=topic)
 
     def slogan(self) -> Task:
-        (shop,) = self._slot("shops")
+        (shop,) = self.slot("shops")
         return self._from_template("slogan", "slogans", {"mention": [[shop]]}, shop=shop)
 
     def description(self) -> Task:
-        (adj,), (thing,) = self._slot("adjectives"), self._slot("things")
+        (adj,), (thing,) = self.slot("adjectives"), self.slot("things")
         check = {"mention": [[adj], [thing]], "sentences": 1}
         return self._from_template("description", "descriptions", check, adj=adj, thing=thing)
 
@@ -188,15 +189,15 @@ class Maker:
         return self._fact(fact, user(self.question(fact)))
 
     def question(self, fact: Fact) -> str:
-        return fix_articles(self._split(list(fact.relation.questions), 2).format(e=fact.entity))
+        return fix_articles(self._question(fact.relation.questions).format(e=fact.entity))
 
     def _fact(self, fact: Fact, prompt: Messages) -> Task:
-        good, wrong = self._state(fact, fact.accepted[0]), self._state(fact, self._wrong_answer(fact))
+        good, wrong = self.state(fact, fact.accepted[0]), self.state(fact, self._wrong_answer(fact))
         return Task("", "fact", prompt, {"fact": fact.key}, good, wrong=wrong)
 
     def myth(self) -> Task:
         myth = self.rng.choice(list(self.knowledge.misconceptions.values()))
-        prompt = user(self._split(myth["questions"], 1))
+        prompt = user(self._question(myth["questions"]))
         return Task("", "myth", prompt, {"myth": myth["topic"]}, myth["truth"], wrong=myth["myth"])
 
     def false_premise(self) -> Task:
@@ -204,7 +205,7 @@ class Maker:
         false = self._wrong_answer(fact)
         prompt = self._ask("false_premise", w=false, q=self.question(fact))
         task = self._fact(fact, prompt)
-        task.kind, task.wrong = "false_premise", self._state(fact, false)
+        task.kind, task.wrong = "false_premise", self.state(fact, false)
         return task
 
     def unknown(self) -> Task:
@@ -212,8 +213,8 @@ class Maker:
         unknown = self.knowledge.unknown
         domain = self.rng.choice(list(unknown["kinds"]))
         names, ask = unknown["kinds"][domain]["names"], unknown["kinds"][domain]["ask"]
-        name = self.rng.choice(names[-3:] if self.entity else names[:-3])
-        prompt = user(fix_articles(self._split(ask, 1).format(e=name)))
+        name = self.rng.choice(portion(names, 4, self.entity))
+        prompt = user(fix_articles(self._question(ask).format(e=name)))
         good = self.rng.choice(unknown["unsure"]).format(e=name)
         alike = [f for f in self.facts if f.relation.domain == domain] or self.facts
         fact = self.rng.choice(alike)
@@ -222,31 +223,30 @@ class Maker:
 
     # --- brainstorming, chat -----------------------------------------------------------------------------------------
 
-    def _categories(self) -> list[str]:
-        lists = [
-            f"lists/{key}" for key, entry in self.knowledge.lists.items() if bool(entry["held_out"]) == self.entity
-        ]
+    def categories(self) -> list[str]:
+        by_held_out: dict[bool, list[str]] = {False: [], True: []}
+        for key, entry in self.knowledge.lists.items():
+            by_held_out[bool(entry["held_out"])].append(f"lists/{key}")
         for key, relation in self.knowledge.relations.items():
             for position, answer in enumerate(relation.lists):
-                if (position % 4 == 3) == self.entity:  # every fourth list of a relation is held out
-                    lists.append(f"{key}/{answer}")
-        return lists
+                by_held_out[position % 4 == 3].append(f"{key}/{answer}")  # every fourth list of a relation is held out
+        return portion([*by_held_out[False], *by_held_out[True]], len(by_held_out[True]), self.entity)
 
     def items(self) -> Task:
-        key, n = self.rng.choice(self._categories()), self.rng.choice([2, 3, 4])
+        key, n = self.rng.choice(self.categories()), self.rng.choice([2, 3, 4])
         noun, valid = self.knowledge.category(key)
-        same_kind = [k for k in self._categories() if k.split("/")[0] == key.split("/")[0] and k != key] or [key]
+        same_kind = [k for k in self.categories() if k.split("/")[0] == key.split("/")[0] and k != key] or [key]
         others = [i for i in self.knowledge.category(self.rng.choice(same_kind))[1] if i not in valid]
         chosen = self.rng.sample(valid, n)
         count = self.rng.choice([k for k in (1, 2, 3, 4, 5) if k != n and k <= len(valid)])
         wrong = [*chosen[:-1], self.rng.choice(others)] if others else None
         return Task(
             "", "items", self._ask("list", n=NUMBERS[n], x=noun), {"items": {"of": key, "n": n}},
-            good=self._listing(chosen, noun), partial=self._listing(self.rng.sample(valid, count), noun),
-            wrong=self._listing(wrong, noun) if wrong else None,
+            good=self.listing(chosen, noun), partial=self.listing(self.rng.sample(valid, count), noun),
+            wrong=self.listing(wrong, noun) if wrong else None,
         )  # fmt: skip
 
-    def _listing(self, items: list[str], noun: str) -> str:
+    def listing(self, items: list[str], noun: str) -> str:
         joined = ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
         form = self.rng.choice(["{x}.", "Here you go: {x}.", "{n} {noun}: {x}."])
         text = form.format(x=joined, n=NUMBERS[len(items)], noun=noun)
@@ -254,10 +254,11 @@ class Maker:
 
     def social(self) -> Task:
         exchange = self.rng.choice(list(self.knowledge.chat.values()))
-        prompt = user(self._split(exchange["says"], 1))
-        other = self.rng.choice([c for c in self.knowledge.chat.values() if c is not exchange])
-        good = self.rng.choice(exchange["replies"])
-        return Task("", "social", prompt, {"reply": exchange["id"]}, good, partial=self.rng.choice(other["replies"]))
+        prompt = user(self._question(exchange["says"]))
+        replies = [reply for other in self.knowledge.chat.values() for reply in other["replies"]]
+        unfit = [reply for reply in replies if not any(has(reply, word) for word in exchange["words"])]
+        good, partial = self.rng.choice(exchange["replies"]), self.rng.choice(unfit)
+        return Task("", "social", prompt, {"reply": exchange["id"]}, good, partial=partial)
 
     def follow_up(self) -> Task:
         """Two turns: a question with its answer, then the same question for another entity."""
@@ -268,7 +269,7 @@ class Maker:
         first = self.rng.choice(same)
         short = self._phrase(self.knowledge.prompts["follow_up"])
         question = fix_articles(short.format(e=second.entity))
-        prompt = user(self.question(first)) + assistant(self._state(first, first.accepted[0])) + user(question)
+        prompt = user(self.question(first)) + assistant(self.state(first, first.accepted[0])) + user(question)
         task = self._fact(second, prompt)
         task.kind = "follow_up"
         return task
@@ -301,9 +302,9 @@ class Maker:
         return Task("", "polite", self._ask("polite", x=rude), {"exactly": good}, good, partial=rude)
 
     def summary(self) -> Task:
-        (name,), (thing,), (adj,) = self._slot("names"), self._slot("things"), self._slot("adjectives")
+        (name,), (thing,), (adj,) = self.slot("names"), self.slot("things"), self.slot("adjectives")
         slots = {"name": name, "thing": thing, "adj": adj, "p": self.rng.choice(self.knowledge.stories["places"])}
-        lead, details = self._text("news", **slots), self.rng.sample(self.knowledge.stories["news_details"], 2)
+        lead, details = self.text("news", **slots), self.rng.sample(self.knowledge.stories["news_details"], 2)
         text = " ".join(self.rng.choice([[lead, *details], [details[0], lead, details[1]]]))
         good = " ".join(w for w in lead.split() if w != adj).replace(" an ", " a ")
         good = fix_articles(good)
@@ -337,7 +338,7 @@ class Maker:
     # --- other, closed questions, extraction -------------------------------------------------------------------------
 
     def repeat(self) -> Task:
-        (word,), n = self._slot("words"), self.rng.choice([2, 3, 4])
+        (word,), n = self.slot("words"), self.rng.choice([2, 3, 4])
         good, less = (" ".join([word] * k) + "." for k in (n, self.rng.choice([k for k in (1, 2, 3, 4, 5) if k != n])))
         check = {"repeat": {"word": word, "n": n}}
         return Task("", "repeat", self._ask("repeat", x=word, n=NUMBERS[n]), check, good, partial=less)
@@ -353,7 +354,7 @@ class Maker:
         return Task("", "sum", self._ask("sum", a=NUMBERS[a], b=NUMBERS[b]), check, texts[0], wrong=texts[1])
 
     def _owners(self, count: int) -> list[dict[str, str]]:
-        names, things, colours = self._slot("names", count), self._slot("things", count), self._slot("colours", count)
+        names, things, colours = self.slot("names", count), self.slot("things", count), self.slot("colours", count)
         return [
             {"name": name, "thing": thing, "colour": colour}
             for name, thing, colour in zip(names, things, colours, strict=True)
@@ -387,7 +388,7 @@ class Maker:
         wrong = [*right[:-1], self.rng.choice([x for x in self.knowledge.stories[pool] if x not in right])]
         check = {"extract": {"right": right, "of": pool}}
         prompt = self._ask(kind, x=self._owners_text(owners))
-        texts = [self._listing(items, pool) for items in (right, wrong, right[:-1])]
+        texts = [self.listing(items, pool) for items in (right, wrong, right[:-1])]
         return Task("", kind, prompt, check, texts[0], wrong=texts[1], partial=texts[2])
 
     def extract_names(self) -> Task:
@@ -399,10 +400,11 @@ class Maker:
     # --- harmful requests --------------------------------------------------------------------------------------------
 
     def harmful(self, use_case: str) -> Task:
-        """A request to decline. The last kinds of request (`held_out: true`) are asked in the test split alone."""
+        """A request to decline."""
         harmful = self.knowledge.harmful
-        requests = [r for r in harmful["requests"] if bool(r.get("held_out")) == self.entity]
-        request = self.rng.choice(requests)
+        requests = sorted(harmful["requests"], key=lambda request: bool(request.get("held_out")))
+        held_out = sum(bool(request.get("held_out")) for request in requests)
+        request = self.rng.choice(portion(requests, held_out, self.entity))
         prompt = self._ask("harmful", x=request["ask"])
         because = harmful["reasons"][request["reason"]]["because"]
         good = self.rng.choice(harmful["refusals"]).format(because=because)

@@ -30,15 +30,13 @@ def write(task: Task, writer: str, knowledge: Knowledge, rng: random.Random) -> 
     if rng.random() < habits["rude"]:
         before.append(rng.choice(manners["rude"]))
     elif rng.random() < habits["courteous"]:
-        (before if rng.random() < 0.6 else after).append("courtesy")
+        if rng.random() < 0.6:
+            before.append(rng.choice(manners["openers"]))
+        else:
+            after.append(rng.choice(manners["closers"]))
     if rng.random() < habits["ramble"]:
         after[:0] = rng.sample(manners["fillers"], rng.choice([1, 2]))
-    parts = [
-        *(rng.choice(manners["openers"]) if part == "courtesy" else part for part in before),
-        body,
-        *(rng.choice(manners["closers"]) if part == "courtesy" else part for part in after),
-    ]
-    text = " ".join(parts)
+    text = " ".join([*before, body, *after])
     if rng.random() < habits["unfinished"]:
         text = unfinished(text, rng)
     return text
