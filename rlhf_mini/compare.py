@@ -10,7 +10,6 @@ run's folder, to look for yourself where reward and gold disagree. A win rate is
 
 import dataclasses
 import json
-import os
 import platform
 import random
 import shlex
@@ -27,8 +26,8 @@ from rich.text import Text
 
 import rlhf_mini
 from rlhf_mini.checkpoints import LIBRARIES, Parent, check_parent, sha256
-from rlhf_mini.console import UserError, console, parse_options, plain, run
-from rlhf_mini.records import Record, read_demonstrations, read_prompts, write_jsonl
+from rlhf_mini.console import UserError, console, parse_options, plain, printable, run
+from rlhf_mini.records import Record, read_demonstrations, read_prompts, replacing, write_jsonl
 from rlhf_mini.world.gold import WEIGHTS
 
 FORMAT = 1  # of compare.json and compare.jsonl
@@ -218,21 +217,11 @@ def provenance(options: CompareOptions, command: str, checkpoints: dict[str, Par
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` for people to read, all or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 # --- the console -----------------------------------------------------------------------------------------------------
-
-
-def printable(text: str) -> Text:
-    """A model's text as text: neither markup, nor control characters that the terminal would obey."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def show_responses(row: dict[str, Any]) -> None:
@@ -245,7 +234,9 @@ def show_responses(row: dict[str, Any]) -> None:
     for column in table.columns:
         column.ratio = 1
     answers = row["stages"].values()
-    table.add_row(*(printable(a["response"]) + Text("" if a["ended"] else " (cut)", style="dim") for a in answers))
+    table.add_row(
+        *(Text(printable(a["response"])) + Text("" if a["ended"] else " (cut)", style="dim") for a in answers)
+    )
     table.add_section()
     table.add_row(*(Text(scores_line(answer), style="dim") for answer in answers))
     console.print(table)

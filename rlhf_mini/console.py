@@ -177,6 +177,11 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     console.print(f"{description}: {done} done in {time.monotonic() - started:.0f} s")
 
 
+def printable(text: str) -> str:
+    """A model's text without control characters that the terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def plain(value: Any) -> Any:
     """`value` as strict JSON can hold it: one-element tensors and arrays as numbers, NaN and infinities as null."""
     if isinstance(value, dict):

@@ -13,9 +13,10 @@ may be user, assistant, user: the last is the one to answer. Further keys are ke
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rlhf_mini.console import UserError
 
@@ -43,13 +44,20 @@ def read_rankings(path: str | Path) -> list[Record]:
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Writes the records, all or nothing: until the last one is on disk, `path` stays what it was."""
+    with replacing(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

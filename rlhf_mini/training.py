@@ -17,7 +17,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from rlhf_mini.checkpoints import save_last_good
-from rlhf_mini.console import MetricsLog, UserError, console, track
+from rlhf_mini.console import MetricsLog, UserError, console, printable, track
 from rlhf_mini.sampling import Messages, Response
 
 POOL = 16  # batches that are sorted by length together: enough to save most of the padding, few enough to stay random
@@ -157,9 +157,9 @@ def train(trainer: StageTrainer, run_dir: Path, stage: str, *, metrics: dict[str
 
 
 def excerpt(prompt: Messages, response: Response | str, width: int = 100) -> str:
-    """A prompt's last message and a response to it, each on one line."""
+    """A prompt's last message and a response to it, each on one line and without control characters."""
     text = response if isinstance(response, str) else response.text + ("" if response.ended else " ...")
-    lines = [" ".join(part.split()) for part in (prompt[-1]["content"], text)]
+    lines = [printable(" ".join(part.split())) for part in (prompt[-1]["content"], text)]
     question, answer = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
     return f"    user: {question}\n    model: {answer}"
 

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.checkpoints import check_parent, finish, writing
-from rlhf_mini.compare import CompareOptions, compare, printable, spread
-from rlhf_mini.console import UserError, console
+from rlhf_mini.compare import CompareOptions, compare, spread
+from rlhf_mini.console import UserError, console, printable
 from rlhf_mini.measures import (
     BARE_TEMPLATE,
     STAGES,
@@ -187,7 +187,7 @@ def test_length_of_demonstrations(nano_base: Path) -> None:
 
 
 def test_model_text_is_only_text() -> None:
-    assert printable("[bold]a[/bold]\n\x1b[2Jb").plain == "[bold]a[/bold]\n\N{REPLACEMENT CHARACTER}[2Jb"
+    assert printable("[bold]a[/bold]\n\x1b[2Jb") == "[bold]a[/bold]\n\N{REPLACEMENT CHARACTER}[2Jb"
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rlhf_mini.records import read_demonstrations, read_prompts
 from rlhf_mini.world import build
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
-from rlhf_mini.world.knowledge import DATA, fix_articles, has, load
+from rlhf_mini.world.knowledge import DATA, PARTS, fix_articles, has, load, portion
 from rlhf_mini.world.labelers import gold_labeler, heldout_labelers, training_labelers
 from rlhf_mini.world.tasks import USE_CASES, Maker
 from rlhf_mini.world.writers import write
@@ -63,14 +63,14 @@ def test_misconceptions_tell_truth_from_myth():
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.integers(0, 10**9), st.booleans(), st.booleans())
+@given(st.integers(0, 10**9), st.sampled_from(PARTS), st.sampled_from(PARTS))
 def test_every_generated_prompt_has_a_checker_that_the_good_body_passes_and_the_bad_ones_do_not(seed, entity, phrasing):
     task = Maker(WORLD, random.Random(seed), entity=entity, phrasing=phrasing).draw()
     record = task.record("x", "none")
     good = judge(record["check"], record["prompt"], task.good)
     assert good.task == 1 and good.truthful in (None, 1) and good.harmless == 1 and good.concise == 1 and good.ends == 1
     for bad in (task.wrong, task.partial, task.comply):
-        if bad is not None and task.kind != "social":  # the reply to other small talk may fit by luck
+        if bad is not None:
             assert judge(record["check"], record["prompt"], bad).score < good.score, bad
 
 
@@ -94,23 +94,33 @@ def test_splits_are_disjoint(records):
     assert max(seen.values()) == 1
 
 
-def test_test_prompts_hold_entities_and_phrasings_that_no_stage_has_seen(records):
-    stages = [record for split in ("rm", "ppo", "validation") for record in records[split]]
-    facts = {r["check"]["fact"] for r in stages if "fact" in r["check"]}
-    assert not any(WORLD.facts[key].held_out for key in facts)
-    novel = [r for r in records["test"] if r["novel"] in ("entity", "both") and "fact" in r["check"]]
-    assert novel and all(WORLD.facts[r["check"]["fact"]].held_out for r in novel)
+def test_portions_of_a_list_are_disjoint_and_the_last_value_is_the_tests():
+    assert [portion("abcdefg", 3, part) for part in PARTS] == [list("abcd"), ["f"], ["g", "e"]]
+    assert [portion("ab", 0, part) for part in PARTS] == [list("ab"), [], []]
 
-    def phrasings(kind):  # the words of a phrasing before its first slot, where they are telling
-        starts = (phrasing.split("{")[0].strip().lower() for phrasing in kind)
-        return {start for start in starts if len(start.split()) >= 4}
 
-    everything = "\n".join(text(record) for split in records if split != "test" for record in records[split])
-    for name, kind in WORLD.prompts.items():
-        for start in phrasings(kind["held_out"]) - phrasings(kind["seen"]):
-            assert start not in everything, (name, start)
-    asked = " ".join(text(record) for record in records["test"])
-    assert "can you think of" in asked and "change this to the past tense" in asked
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_judged_prompts_hold_entities_and_phrasings_that_no_other_split_has_seen(records, split):
+    others = [record for other in records if other != split for record in records[other]]
+    asked = {record["check"]["fact"] for record in others if "fact" in record.get("check", {})}
+    novel = {r["check"]["fact"] for r in records[split] if r["novel"] in ("entity", "both") and "fact" in r["check"]}
+    assert novel and {WORLD.facts[key].part for key in novel} == {split}
+    assert split not in {WORLD.facts[key].part for key in asked}
+
+    everything = "\n".join(text(record) for record in others)
+    own = "\n".join(text(record) for record in records[split])
+    names = portion(WORLD.stories["names"], WORLD.stories["held_out"]["names"], split)
+    assert any(has(own, name) for name in names) and not any(has(everything, name) for name in names)
+
+    # Phrasings, by the words before their first slot where these are telling.
+    starts = {
+        phrasing.split("{")[0].strip().lower()
+        for kind in WORLD.prompts.values()
+        for phrasing in portion(kind["held_out"], len(kind["held_out"]), split)
+    }
+    telling = {start for start in starts if len(start.split()) >= 4}
+    assert len(telling) >= 10 and not any(start in everything for start in telling)
+    assert sum(start in own for start in telling) > 0.8 * len(telling)
 
 
 def test_use_cases_come_in_the_papers_proportions(records):
@@ -139,7 +149,7 @@ def test_the_corpus_is_repeatable_and_holds_the_held_out_entities():
     first, again = list(islice(documents(3), 300)), list(islice(documents(3), 300))
     assert first == again != list(islice(documents(4), 300))
     page = "\n".join(islice(documents(5), 3000))
-    held_out = [fact for fact in WORLD.facts.values() if fact.held_out]
+    held_out = [fact for fact in WORLD.facts.values() if fact.part != "seen"]
     assert sum(has(page, fact.entity) for fact in held_out) / len(held_out) > 0.9
 
 
