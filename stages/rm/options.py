@@ -57,7 +57,7 @@ class RMOptions:
         metadata={"help": "JSONL of prompts on which the reward model is measured."},
     )
     num_validation_prompts: int = field(
-        default=0, metadata={"help": "Take only so many of the validation prompts, from the first (0: all)."}
+        default=300, metadata={"help": "Take only so many of the validation prompts, from the first (0: all)."}
     )
     heldout_labelers: str = field(
         default="rlhf_mini.world.labelers:heldout_labelers",

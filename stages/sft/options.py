@@ -22,7 +22,7 @@ class SFTOptions:
         default=0.05, metadata={"help": "Share of the demonstrations kept aside to measure the validation loss."}
     )
 
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the demonstrations (InstructGPT: 16)."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the demonstrations (InstructGPT: 16)."})
     batch_size: int = field(default=32, metadata={"help": "Demonstrations in one step (InstructGPT: 32)."})
     learning_rate: float = field(
         default=7e-4, metadata={"help": "Peak learning rate; falls along a cosine to 10 %% of it, without warmup."}

@@ -9,9 +9,9 @@ tokens given the prompt, the prompt's own tokens do not count. What to inspect: 
 
 As in the paper: batches of 32, cosine to 10 % without warmup, Adam with betas (0.9, 0.95).
 Departures:
-- 3 epochs instead of 16. The paper's validation loss rose after one epoch, and it trained on and selected the
+- 2 epochs instead of 16. The paper's validation loss rose after one epoch, and it trained on and selected the
   checkpoint by the reward model's score on validation prompts; we have none yet, so we stop early and keep the last.
-- no dropout unless asked for: on a CPU it costs time, and 3 epochs hardly overfit. The paper used residual dropout 0.2.
+- no dropout unless asked for: on a CPU it costs time, and 2 epochs hardly overfit. The paper used residual dropout 0.2.
 - the learning rate is low for a model of this size. At 2e-3 gold on validation prompts is the same, but of the facts
   that the base knows, the SFT model states 10 points fewer rightly.
 - batches hold demonstrations of like length, which saves most of the padding.
