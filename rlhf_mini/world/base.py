@@ -4,7 +4,7 @@
 
 Writes data/base (model.safetensors, config, tokenizer, stage.json with the measured knowledge and obedience). The
 setting is GPT-3's in miniature: next-token prediction on web text and nothing else. Training this long is what the
-main job cannot afford: with a sixth of these tokens the model answers with a neighbour's capital.
+main job cannot afford: after a million tokens, a model of this size answered with a neighbour's capital.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast)
     """Gives the pretrained model its chat form: a template, and speaker tokens that it can make sense of.
 
     No page of the web holds the speaker tokens, so they start as copies of ":", which stands there in their place.
-    SFT then starts at a loss of 1.3 nats instead of 3, and spoils less of what the model knows on its way. The copies
+    SFT then starts at a loss of about 1 nat instead of 3, and spoils less of what the model knows on its way. The copies
     have half the length: read, they mean nearly the same; with tied embeddings, full copies would be written for ":".
     """
     embeddings = model.get_input_embeddings().weight.data  # (V, d)
