@@ -326,10 +326,12 @@ def test_the_same_seed_gives_the_same_policy(runs: Path) -> None:
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_the_learning_rate_warms_up_and_stays(runs: Path) -> None:
-    train.train_ppo(options_for(runs, updates=4, warmup_updates=2, learning_rate=1e-3, evaluation_prompts=1))
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth(runs: Path) -> None:
+    train.train_ppo(options_for(runs, updates=5, warmup_updates=2, learning_rate=1e-3, evaluation_prompts=1))
     lines = (runs / "nano" / "ppo" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["learning_rate"] for line in lines] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+    # Half of the peak, then 0.1 + 0.9 * (1 + cos(pi * k / 4)) / 2 of it for k = 1, 2, 3, 4.
+    expected = [5e-4, 0.868198e-3, 0.55e-3, 0.231802e-3, 1e-4]
+    assert [json.loads(line)["learning_rate"] for line in lines] == pytest.approx(expected, rel=1e-4)
 
 
 def test_nan_stops_before_the_weights_are_touched(runs: Path) -> None:

@@ -28,7 +28,7 @@ class PPOOptions:
     device: str = option("cpu", "cpu, or auto for the best device that is there.")
 
     # The rollout
-    updates: int = option(90, "Updates: each samples EPISODES responses and learns from them.")
+    updates: int = option(60, "Updates: each samples EPISODES responses and learns from them.")
     episodes: int = option(64, "Responses sampled for one update.")
     max_new_tokens: int = option(48, "Tokens after which a response is cut.")
     temperature: float = option(0.7, "Divides the logits, when sampling and in every log-probability (InstructGPT: 1).")
@@ -41,9 +41,9 @@ class PPOOptions:
     # The update
     num_ppo_epochs: int = option(1, "Passes over the episodes of an update.")
     num_minibatches: int = option(4, "Optimizer steps in one pass.")
-    learning_rate: float = option(2e-4, "Of the policy, after the warmup; constant.")
-    value_learning_rate: float = option(2e-4, "Of the value model, after the warmup; constant.")
-    warmup_updates: int = option(10, "Updates over which both learning rates rise to their values.")
+    learning_rate: float = option(2e-4, "Of the policy: its peak; falls along a cosine to 10 %% of it.")
+    value_learning_rate: float = option(2e-4, "Of the value model, likewise.")
+    warmup_updates: int = option(10, "Updates over which both learning rates rise, before they fall.")
     max_grad_norm: float = option(1.0, "Longer gradients are shortened to this, policy and value model each by itself.")
     gamma: float = option(1.0, "Discount per token.")
     gae_lambda: float = option(0.95, "Bias (0) against variance (1) of the advantages.")

