@@ -87,8 +87,8 @@ def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast)
     """Gives the pretrained model its chat form: a template, and speaker tokens that it can make sense of.
 
     No page of the web holds the speaker tokens, so they start as copies of ":", which stands there in their place.
-    SFT then starts at a loss of about 1 nat instead of 3, and spoils less of what the model knows on its way. The copies
-    have half the length: read, they mean nearly the same; with tied embeddings, full copies would be written for ":".
+    SFT then starts at a loss of 1 nat instead of 3, and spoils less of what the model knows on its way. The copies have
+    half the length: read, they mean nearly the same; with tied embeddings, full copies would be written for ":".
     """
     embeddings = model.get_input_embeddings().weight.data  # (V, d)
     colon = embeddings[tokenizer.convert_tokens_to_ids(":")].clone()  # (d,)

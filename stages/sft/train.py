@@ -12,8 +12,8 @@ Departures:
 - 2 epochs instead of 16. The paper's validation loss rose after one epoch, and it trained on and selected the
   checkpoint by the reward model's score on validation prompts; we have none yet, so we stop early and keep the last.
 - no dropout unless asked for: on a CPU it costs time, and 2 epochs hardly overfit. The paper used residual dropout 0.2.
-- the learning rate is low for a model of this size. In a trial 2e-3 gave the same gold on validation prompts, but of the
-  facts that the base knows, the SFT model stated 10 points fewer rightly.
+- the learning rate is low for a model of this size. In a trial 2e-3 gave the same gold on validation prompts, but of
+  the facts that the base knows, the SFT model stated 10 points fewer rightly.
 - batches hold demonstrations of like length, which saves most of the padding.
 
 TRL's SFTTrainer does the chat template, the masking of prompts, the padding, the optimizer and the loop. Its fused
