@@ -116,12 +116,14 @@ class Maker:
         return user(fix_articles(self._phrase(self.knowledge.prompts[kind]).format(**slots)))
 
     def text(self, texts: str, /, **slots: Any) -> str:
+        """One of the texts of this name in stories.yaml, filled in."""
         return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
 
     def _wrong_answer(self, fact: Fact) -> str:
         return self.rng.choice([a for a in fact.relation.pool if a not in fact.accepted])
 
     def state(self, fact: Fact, answer: str) -> str:
+        """A sentence that gives this answer, right or wrong, to the fact's question."""
         text = fix_articles(self.rng.choice(fact.relation.statements).format(e=fact.entity, a=answer))
         return text[0].upper() + text[1:]
 
@@ -224,6 +226,7 @@ class Maker:
     # --- brainstorming, chat -----------------------------------------------------------------------------------------
 
     def categories(self) -> list[str]:
+        """Keys of the lists that this maker may ask for, as `Knowledge.category` takes them."""
         by_held_out: dict[bool, list[str]] = {False: [], True: []}
         for key, entry in self.knowledge.lists.items():
             by_held_out[bool(entry["held_out"])].append(f"lists/{key}")
@@ -247,6 +250,7 @@ class Maker:
         )  # fmt: skip
 
     def listing(self, items: list[str], noun: str) -> str:
+        """The items as an answer to "Name two birds."."""
         joined = ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
         form = self.rng.choice(["{x}.", "Here you go: {x}.", "{n} {noun}: {x}."])
         text = form.format(x=joined, n=NUMBERS[len(items)], noun=noun)
