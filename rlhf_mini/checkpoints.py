@@ -37,6 +37,12 @@ WEIGHTS = "model.safetensors"
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets")
 
 
+def versions() -> dict[str, str]:
+    """Of Python, of the libraries that decide what the weights become, and of this package."""
+    own = {"python": platform.python_version(), "rlhf_mini": rlhf_mini.__version__}
+    return own | {name: version(name) for name in LIBRARIES}
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -108,11 +114,7 @@ def finish(
         "metrics": metrics,
         "seconds": round(time.time() - started, 1),
         "peak_memory_mb": peak_memory_mb(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-            "rlhf_mini": rlhf_mini.__version__,
-        },
+        "versions": versions(),
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
         "parents": [{"stage": p.stage, "path": str(p.path), "sha256": p.sha256} for p in parents],
         **({"stopped": stopped} if stopped else {}),

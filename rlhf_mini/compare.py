@@ -10,13 +10,11 @@ run's folder, to look for yourself where reward and gold disagree. A win rate is
 
 import dataclasses
 import json
-import platform
 import random
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-import rlhf_mini
-from rlhf_mini.checkpoints import LIBRARIES, Parent, check_parent, sha256
-from rlhf_mini.console import UserError, console, parse_options, plain, printable, run
+from rlhf_mini.checkpoints import Parent, check_parent, sha256, versions
+from rlhf_mini.console import UserError, console, option, parse_options, plain, printable, run
 from rlhf_mini.records import Record, read_demonstrations, read_prompts, replacing, write_jsonl
 from rlhf_mini.world.gold import WEIGHTS
 
@@ -55,38 +52,26 @@ DECIMAL = ("gold", "rm_score", "kl", "length")  # how their names begin; the oth
 class CompareOptions:
     """Options of `python -m rlhf_mini.compare`."""
 
-    run: str = field(default="default", metadata={"help": "Name of the run; its checkpoints are in RUNS_DIR/RUN."})
-    runs_dir: str = field(default="runs", metadata={"help": "Folder of all runs."})
-    base: str = field(default="data/base", metadata={"help": "The pretrained checkpoint that SFT started from."})
-    seed: int = field(default=0, metadata={"help": "Seed of the responses, of the prompts shown and of the bootstrap."})
+    run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
+    runs_dir: str = option("runs", "Folder of all runs.")
+    base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
+    seed: int = option(0, "Seed of the responses, of the prompts shown and of the bootstrap.")
 
-    prompt: str = field(
-        default="", metadata={"help": "Compare responses to this text only; prints them and writes nothing."}
-    )
-    split: str = field(
-        default="data/prompts/test.jsonl", metadata={"help": "JSONL of prompts that no stage trained on."}
-    )
-    num_prompts: int = field(default=0, metadata={"help": "Take only so many of them, from the first (0: all)."})
-    show: int = field(
-        default=8, metadata={"help": "Prompts to show with their responses, drawn from all use cases (0: none)."}
-    )
+    prompt: str = option("", "Compare responses to this text only; prints them and writes nothing.")
+    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that no stage trained on.")
+    num_prompts: int = option(0, "Take only so many of them, from the first (0: all).")
+    show: int = option(8, "Prompts to show with their responses, drawn from all use cases (0: none).")
 
-    max_new_tokens: int = field(default=48, metadata={"help": "Tokens after which a response is cut."})
-    temperature: float = field(
-        default=0.7, metadata={"help": "Temperature of the responses; 0 takes the likeliest token each time."}
-    )
+    max_new_tokens: int = option(48, "Tokens after which a response is cut.")
+    temperature: float = option(0.7, "Temperature of the responses; 0 takes the likeliest token each time.")
 
-    demonstrations: str = field(
-        default="data/demonstrations.jsonl", metadata={"help": "JSONL of demonstrations, to compare lengths with."}
+    demonstrations: str = option("data/demonstrations.jsonl", "JSONL of demonstrations, to compare lengths with.")
+    labelers: str = option(
+        "rlhf_mini.world.labelers:heldout_labelers",
+        "package.module:function that gives the judges: labelers whose rankings train nothing.",
     )
-    labelers: str = field(
-        default="rlhf_mini.world.labelers:heldout_labelers",
-        metadata={"help": "package.module:function that gives the judges: labelers whose rankings train nothing."},
-    )
-    num_rm_prompts: int = field(
-        default=300, metadata={"help": "Prompts on which the reward model is measured against those labelers."}
-    )
-    num_responses: int = field(default=4, metadata={"help": "SFT responses ranked for each of these prompts."})
+    num_rm_prompts: int = option(300, "Prompts on which the reward model is measured against those labelers.")
+    num_responses: int = option(4, "SFT responses ranked for each of these prompts.")
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("num_rm_prompts", 1), ("num_responses", 2)):
@@ -207,11 +192,7 @@ def provenance(options: CompareOptions, command: str, checkpoints: dict[str, Par
             name: {"path": str(c.path), "sha256": c.sha256, "seed": c.info["seed"]} for name, c in checkpoints.items()
         },
         "split_sha256": sha256(Path(options.split)),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-            "rlhf_mini": rlhf_mini.__version__,
-        },
+        "versions": versions(),
     }
 
 
@@ -319,10 +300,16 @@ def headline_table(summary: dict[str, Any]) -> Table:
     for name, figure in summary["headline"].items():
         table.add_row(TITLES[name], *both(figure, decimal if name.startswith(DECIMAL) else percent))
     table.add_row("use cases with PPO's gold below SFT's", ", ".join(summary["use_cases_below_sft"]) or "none")
-    trained = [each for name, each in summary["cost"].items() if name != "base"]
-    table.add_row("SFT, RM and PPO took, s", f"{sum(each['seconds'] for each in trained):.0f}")
-    table.add_row("their peak memory, MB", f"{max(each['peak_memory_mb'] for each in trained):.0f}")
+    seconds, memory = spent(summary)
+    table.add_row("SFT, RM and PPO took, s", f"{seconds:.0f}")
+    table.add_row("their peak memory, MB", f"{memory:.0f}")
     return table
+
+
+def spent(summary: dict[str, Any]) -> tuple[float, float]:
+    """What SFT, RM and PPO cost together: seconds, and the peak of their memory in MB."""
+    trained = [cost for stage, cost in summary["cost"].items() if stage != "base"]
+    return sum(cost["seconds"] for cost in trained), max(cost["peak_memory_mb"] for cost in trained)
 
 
 def both(figure: dict[str, float], form: Any = None) -> tuple[str, str]:

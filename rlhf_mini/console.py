@@ -41,6 +41,11 @@ class _Parser(TrlParser):
         sys.exit(2)
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of an options dataclass: its default, and what --help says of it (a per cent sign is written %%)."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 def parse_options(cls: type[T], argv: Sequence[str] | None = None, prog: str | None = None, description: str = "") -> T:
     """Reads the options dataclass `cls` from the command line and, with `--config file.yaml`, from a file.
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_mini.checkpoints import check_parent
-from rlhf_mini.compare import TITLES
+from rlhf_mini.compare import DECIMAL, TITLES, spent
 from rlhf_mini.console import UserError, console, run
+from rlhf_mini.records import replacing
+from rlhf_mini.world.gold import WEIGHTS
 
 # What the recipe sets out to reach on the test split, by the names of compare.json's headline: (words, holds?).
 TARGETS: dict[str, tuple[str, Callable[[dict[str, float]], bool]]] = {
@@ -27,7 +29,6 @@ TARGETS: dict[str, tuple[str, Callable[[dict[str, float]], bool]]] = {
     "eos": ("at least 97 %", lambda f: f["mean"] >= 0.97),
     "length_ratio": ("at most 1.5", lambda f: f["mean"] <= 1.5),
 }
-SHARES = ("sft_beats", "ppo_beats", "rm/", "eos")
 
 
 def main() -> None:
@@ -38,8 +39,8 @@ def main() -> None:
     arguments = parser.parse_args()
     summaries = [read(arguments.runs_dir / name) for name in arguments.runs]
     base = check_parent("data/base", "base")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(page(arguments.runs, summaries, base.info), encoding="utf-8")
+    with replacing(arguments.out) as file:
+        file.write(page(arguments.runs, summaries, base.info))
     console.print(f"{arguments.out} written")
 
 
@@ -96,14 +97,12 @@ def against_targets(seeds: Sequence[str], summaries: Sequence[dict[str, Any]]) -
         figures = [summary["headline"][name] for summary in summaries]
         misses = sum(not holds(figure) for figure in figures)
         verdict = "" if not target else "yes" if not misses else f"missed by {misses} of {len(figures)}"
-        show = percent if name.startswith(SHARES) else decimal
+        show = decimal if name.startswith(DECIMAL) else percent
         cells = [f"{show(f['mean'])} ({show(f['low'])} to {show(f['high'])})" for f in figures]
         rows.append([title, target, *cells, verdict])
     below = [", ".join(summary["use_cases_below_sft"]) or "none" for summary in summaries]
     rows.append(["use cases with PPO's gold below SFT's", "none", *below, verdict_of(all(b == "none" for b in below))])
-    trained = [[cost for stage, cost in summary["cost"].items() if stage != "base"] for summary in summaries]
-    seconds = [sum(cost["seconds"] for cost in costs) for costs in trained]
-    memory = [max(cost["peak_memory_mb"] for cost in costs) for costs in trained]
+    seconds, memory = zip(*map(spent, summaries), strict=True)
     rows.append(["SFT, RM and PPO together, s", "at most 300", *(f"{s:.0f}" for s in seconds),
                  verdict_of(max(seconds) <= 300)])  # fmt: skip
     rows.append(["their peak memory, MB", "at most 1500", *(str(m) for m in memory), verdict_of(max(memory) <= 1500)])
@@ -128,12 +127,11 @@ def by_group(summaries: Sequence[dict[str, Any]], prefix: str) -> str:
 
 def of_parts(summaries: Sequence[dict[str, Any]]) -> str:
     stages = [summary["groups"]["all"]["stages"] for summary in summaries]
-    names = ("task", "truthful", "harmless", "courteous", "concise", "ends")
     rows = [
-        [name.upper() if name != "base" else name, *(decimal(mean(s[name][part] for s in stages)) for part in names)]
+        [name.upper() if name != "base" else name, *(decimal(mean(s[name][part] for s in stages)) for part in WEIGHTS)]
         for name in ("base", "sft", "ppo")
     ]
-    return table(["", *names], rows)
+    return table(["", *WEIGHTS], rows)
 
 
 def mean(figures: Any) -> float:

@@ -7,6 +7,7 @@ with Progress(...) as progress:
     train(trainer, run_dir, "rm", tokenizer=tokenizer, options=options, ...)
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,17 @@ def trainer_settings(options: TrainingOptions, folder: Path) -> dict[str, Any]:
     )
 
 
+def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of its peak that a learning rate has at `step`, from 0: linear warmup times a cosine to 10 % at `steps`."""
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    return warmup * (0.55 + 0.45 * math.cos(math.pi * step / max(1, steps)))
+
+
+def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the weights as they are now, for `load_state_dict`."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 # --- length buckets --------------------------------------------------------------------------------------------------
 
 
@@ -114,11 +126,7 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.last_good: dict[str, torch.Tensor] = {}
-        self._remember()
-
-    def _remember(self) -> None:
-        self.last_good = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.last_good = copy_weights(self.model)
 
     def _lengths(self) -> list[int]:
         """Tokens of each training example."""
@@ -132,7 +140,9 @@ class StageTrainer(Trainer):
         if not torch.isfinite(loss):
             raise _NotFinite(self.state.global_step + 1)
         if self.state.global_step % KEEP_EVERY == 0:
-            self._remember()  # the weights that gave this finite loss; the optimizer has not stepped yet
+            self.last_good = copy_weights(
+                self.model
+            )  # the weights that gave this finite loss; the optimizer has not stepped yet
         return loss
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_mini.checkpoints import finish, writing
-from rlhf_mini.world.base import BaseOptions, prepare_for_chat, train_tokenizer
+from rlhf_mini.world.base import BaseOptions, new_model, prepare_for_chat, train_tokenizer
 
 TEXTS = ["What colour is a kiwi inside?", "It is green.", "Name the capital of France.", "It is Paris."]
 
@@ -22,23 +21,7 @@ def _nano_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
     options = BaseOptions(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2)
     torch.manual_seed(options.seed)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=options.vocab_size,
-            n_positions=options.n_positions,
-            n_embd=options.n_embd,
-            n_layer=options.n_layer,
-            n_head=options.n_head,
-            activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            loss_type="ForCausalLM",
-        )
-    )
+    model = new_model(tokenizer, options)
     prepare_for_chat(model, tokenizer)
     with writing(folder, "base") as partial:
         finish(

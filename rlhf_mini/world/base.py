@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import array
 import itertools
-import math
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rlhf_mini.checkpoints import finish, writing
 from rlhf_mini.console import MetricsLog, console, run, track
 from rlhf_mini.records import read_prompts
 from rlhf_mini.sampling import sample
+from rlhf_mini.training import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
@@ -83,6 +84,17 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
 
 
+def new_model(tokenizer: PreTrainedTokenizerFast, options: BaseOptions) -> GPT2LMHeadModel:
+    """A GPT-2 of this shape with random weights, without dropout, for the tokenizer's vocabulary."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=options.n_positions, n_embd=options.n_embd, n_layer=options.n_layer,
+        n_head=options.n_head, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, loss_type="ForCausalLM",
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
 def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Gives the pretrained model its chat form: a template, and speaker tokens that it can make sense of.
 
@@ -119,9 +131,7 @@ def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions,
     generator = torch.Generator().manual_seed(options.seed)
     batches = torch.randperm(len(blocks), generator=generator).split(options.batch_size)
 
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / options.warmup_steps) * (0.55 + 0.45 * math.cos(math.pi * step / len(batches)))
-
+    factor = partial(warmup_cosine, steps=len(batches), warmup_steps=options.warmup_steps)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (muon, adamw)]
     losses: list[float] = []
     for step, rows in enumerate(track(batches, "pretraining")):
@@ -204,13 +214,7 @@ def main() -> None:
     with writing(arguments.out, "base") as folder:
         tokenizer = train_tokenizer(list(itertools.islice(documents(options.seed + 1), 20_000)), options.vocab_size)
         blocks = read_web(tokenizer, options.seed, options.corpus_tokens, options.n_positions)
-        config = GPT2Config(
-            vocab_size=len(tokenizer), n_positions=options.n_positions, n_embd=options.n_embd, n_layer=options.n_layer,
-            n_head=options.n_head, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, loss_type="ForCausalLM",
-        )  # fmt: skip
-        model = GPT2LMHeadModel(config)
+        model = new_model(tokenizer, options)
         console.print(f"{model.num_parameters() / 1e6:.2f} M parameters, {blocks.numel() / 1e6:.1f} M tokens")
         loss = pretrain(model, blocks, options, MetricsLog(folder / "metrics.jsonl"))
         model.eval()

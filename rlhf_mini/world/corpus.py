@@ -110,7 +110,7 @@ class Web:
         lines = []
         for _ in range(self.rng.randint(1, 4)):
             maker = self._maker()
-            noun, items = self.knowledge.category(self.rng.choice(maker.categories()))
+            noun, items = self.knowledge.category(self.rng.choice(maker.categories))
             n = self.rng.randint(1, 5)
             lines.append(maker.listing(self.rng.sample(items, min(n, len(items))), noun))
         return "\n".join(lines)

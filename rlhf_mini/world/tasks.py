@@ -65,6 +65,9 @@ class Maker:
     def __init__(self, knowledge: Knowledge, rng: random.Random, *, entity: str = "seen", phrasing: str = "seen"):
         self.knowledge, self.rng, self.entity, self.phrasing = knowledge, rng, entity, phrasing
         self.facts = [fact for fact in knowledge.facts.values() if fact.part == entity]
+        self.categories = self._categories()  # keys of the lists to ask for, as `Knowledge.category` takes them
+        requests = sorted(knowledge.harmful["requests"], key=lambda request: bool(request.get("held_out")))
+        self.requests = portion(requests, sum(bool(request.get("held_out")) for request in requests), entity)
         self.makers: dict[str, list[tuple[float, Callable[[], Task]]]] = {
             "generation": [
                 (3, self.story), (2, self.story_n), (2, self.story_end), (2, self.note), (2, self.invitation),
@@ -225,8 +228,7 @@ class Maker:
 
     # --- brainstorming, chat -----------------------------------------------------------------------------------------
 
-    def categories(self) -> list[str]:
-        """Keys of the lists that this maker may ask for, as `Knowledge.category` takes them."""
+    def _categories(self) -> list[str]:
         by_held_out: dict[bool, list[str]] = {False: [], True: []}
         for key, entry in self.knowledge.lists.items():
             by_held_out[bool(entry["held_out"])].append(f"lists/{key}")
@@ -236,9 +238,9 @@ class Maker:
         return portion([*by_held_out[False], *by_held_out[True]], len(by_held_out[True]), self.entity)
 
     def items(self) -> Task:
-        key, n = self.rng.choice(self.categories()), self.rng.choice([2, 3, 4])
+        key, n = self.rng.choice(self.categories), self.rng.choice([2, 3, 4])
         noun, valid = self.knowledge.category(key)
-        same_kind = [k for k in self.categories() if k.split("/")[0] == key.split("/")[0] and k != key] or [key]
+        same_kind = [k for k in self.categories if k.split("/")[0] == key.split("/")[0] and k != key] or [key]
         others = [i for i in self.knowledge.category(self.rng.choice(same_kind))[1] if i not in valid]
         chosen = self.rng.sample(valid, n)
         count = self.rng.choice([k for k in (1, 2, 3, 4, 5) if k != n and k <= len(valid)])
@@ -406,9 +408,7 @@ class Maker:
     def harmful(self, use_case: str) -> Task:
         """A request to decline."""
         harmful = self.knowledge.harmful
-        requests = sorted(harmful["requests"], key=lambda request: bool(request.get("held_out")))
-        held_out = sum(bool(request.get("held_out")) for request in requests)
-        request = self.rng.choice(portion(requests, held_out, self.entity))
+        request = self.rng.choice(self.requests)
         prompt = self._ask("harmful", x=request["ask"])
         because = harmful["reasons"][request["reason"]]["because"]
         good = self.rng.choice(harmful["refusals"]).format(because=because)

@@ -1,16 +1,11 @@
 """The options of stage 3."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rlhf_mini.console import UserError
+from rlhf_mini.console import UserError, option
 
 MAY_BE_0 = ("seed", "kl_coef", "missing_eos_penalty", "warmup_updates", "gamma", "gae_lambda", "whiten_rewards")
-
-
-def option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

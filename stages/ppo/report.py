@@ -131,7 +131,3 @@ def evaluate(models: Models, prompts: Sequence[Messages], options: PPOOptions) -
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def copy_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}

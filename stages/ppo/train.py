@@ -20,7 +20,6 @@ Dropout is off throughout, and each token's log-probability is kept from when it
 B episodes, P prompt, R response, T = prompt + response (right-padded).
 """
 
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from rlhf_mini import sampling, scoring
 from rlhf_mini.checkpoints import check_parent, finish, save_last_good, writing
 from rlhf_mini.console import MetricsLog, UserError, console
 from rlhf_mini.records import read_prompts
+from rlhf_mini.training import copy_weights, warmup_cosine
 from stages.ppo import losses, report
 from stages.ppo.models import Actor, Episodes, Models, load
 from stages.ppo.options import PPOOptions
@@ -153,16 +153,16 @@ def train_ppo(options: PPOOptions) -> None:
 
     with writing(options.run_dir, "ppo") as folder:
         log = MetricsLog(folder / "metrics.jsonl")
-        last_good = report.copy_weights(policy)
+        last_good = copy_weights(policy)
         for update in range(1, options.updates + 1):
             clock = time.perf_counter()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(update, options)
+                group["lr"] = rate * warmup_cosine(update - 1, options.updates - 1, options.warmup_updates)
             batch = [next(order) for _ in range(options.episodes)]
             try:
                 episodes = collect(models, [prompts[index] for index in batch], options, generator)
                 metrics |= report.of_rollout(episodes, options)
-                last_good = report.copy_weights(policy)  # whatever the gradient will be: the rollout was finite
+                last_good = copy_weights(policy)  # whatever the gradient will be: the rollout was finite
                 metrics |= learn(learner, optimizer, accelerator, episodes, options, generator)
             except FloatingPointError as fault:
                 policy.load_state_dict(last_good)
@@ -182,12 +182,6 @@ def train_ppo(options: PPOOptions) -> None:
         value_model.save_pretrained(folder / "value_model")
         finish(folder, stage="ppo", model=policy, **what)
     console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - started:.0f} s")
-
-
-def learning_rate_factor(update: int, options: PPOOptions) -> float:
-    """Share of its peak that a learning rate has in this update (from 1): linear warmup times a cosine to 10 %."""
-    warmup = min(1.0, update / max(1, options.warmup_updates))
-    return warmup * (0.55 + 0.45 * math.cos(math.pi * (update - 1) / max(1, options.updates - 1)))
 
 
 def prompt_order(count: int, rng: random.Random) -> Iterator[int]:

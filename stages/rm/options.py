@@ -1,75 +1,55 @@
 """The options of `python -m stages.rm`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_mini.console import UserError
+from rlhf_mini.console import UserError, option
 
 
 @dataclass
 class RMOptions:
     """Defaults are for the mini world."""
 
-    run: str = field(
-        default="default", metadata={"help": "Name of the run: reads RUNS_DIR/RUN/sft, writes RUNS_DIR/RUN/rm."}
+    run: str = option("default", "Name of the run: reads RUNS_DIR/RUN/sft, writes RUNS_DIR/RUN/rm.")
+    runs_dir: str = option("runs", "Folder of all runs.")
+    seed: int = option(0, "Seed of the samples, of who ranks what, of the head and the order.")
+
+    rankings: str = option(
+        "", "JSONL of rankings to train on, people's for example, instead of sampling and ranking anew."
     )
-    runs_dir: str = field(default="runs", metadata={"help": "Folder of all runs."})
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the samples, of who ranks what, of the head and the order."}
+    prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")
+    num_prompts: int = option(0, "Take only so many of the prompts, from the first (0: all).")
+    num_responses: int = option(4, "K, responses to each prompt (InstructGPT: 4 to 9).")
+    max_new_tokens: int = option(48, "Longest response that is sampled.")
+    temperature: float = option(0.7, "Temperature of the samples (InstructGPT: 1).")
+    labelers: str = option(
+        "rlhf_mini.world.labelers:training_labelers",
+        "package.module:function that gives the labelers who rank; one is drawn for each prompt.",
     )
 
-    rankings: str = field(
-        default="",
-        metadata={"help": "JSONL of rankings to train on, people's for example, instead of sampling and ranking anew."},
-    )
-    prompts: str = field(default="data/prompts/rm.jsonl", metadata={"help": "JSONL of prompts to sample responses to."})
-    num_prompts: int = field(default=0, metadata={"help": "Take only so many of the prompts, from the first (0: all)."})
-    num_responses: int = field(default=4, metadata={"help": "K, responses to each prompt (InstructGPT: 4 to 9)."})
-    max_new_tokens: int = field(default=48, metadata={"help": "Longest response that is sampled."})
-    temperature: float = field(default=0.7, metadata={"help": "Temperature of the samples (InstructGPT: 1)."})
-    labelers: str = field(
-        default="rlhf_mini.world.labelers:training_labelers",
-        metadata={"help": "package.module:function that gives the labelers who rank; one is drawn for each prompt."},
-    )
+    num_train_epochs: float = option(1.0, "Passes over the rankings; InstructGPT saw overfitting after one.")
+    batch_size: int = option(16, "Prompts in one step, all K responses each (InstructGPT: 64).")
+    learning_rate: float = option(1e-3, "Peak learning rate; falls along a cosine to 10 %% of it, without warmup.")
+    weight_decay: float = option(0.0, "AdamW's decay of the weights towards 0.")
+    adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient.")
+    adam_beta2: float = option(0.95, "AdamW's decay of the mean squared gradient.")
 
-    num_train_epochs: float = field(
-        default=1.0, metadata={"help": "Passes over the rankings; InstructGPT saw overfitting after one."}
+    demonstrations: str = option(
+        "data/demonstrations.jsonl", "JSONL of demonstrations, which shall score 0 on average."
     )
-    batch_size: int = field(
-        default=16, metadata={"help": "Prompts in one step, all K responses each (InstructGPT: 64)."}
+    normalization_size: int = option(300, "Demonstrations whose mean score becomes the zero of the scale.")
+    validation: str = option("data/prompts/validation.jsonl", "JSONL of prompts on which the reward model is measured.")
+    num_validation_prompts: int = option(300, "Take only so many of the validation prompts, from the first (0: all).")
+    heldout_labelers: str = option(
+        "rlhf_mini.world.labelers:heldout_labelers",
+        "package.module:function that gives labelers whose rankings train nothing.",
     )
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate; falls along a cosine to 10 %% of it, without warmup."}
+    gold_labeler: str = option(
+        "rlhf_mini.world.labelers:gold_labeler",
+        "package.module:function that gives a list of one labeler without noise.",
     )
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay of the weights towards 0."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's decay of the mean squared gradient."})
-
-    demonstrations: str = field(
-        default="data/demonstrations.jsonl",
-        metadata={"help": "JSONL of demonstrations, which shall score 0 on average."},
-    )
-    normalization_size: int = field(
-        default=300, metadata={"help": "Demonstrations whose mean score becomes the zero of the scale."}
-    )
-    validation: str = field(
-        default="data/prompts/validation.jsonl",
-        metadata={"help": "JSONL of prompts on which the reward model is measured."},
-    )
-    num_validation_prompts: int = field(
-        default=300, metadata={"help": "Take only so many of the validation prompts, from the first (0: all)."}
-    )
-    heldout_labelers: str = field(
-        default="rlhf_mini.world.labelers:heldout_labelers",
-        metadata={"help": "package.module:function that gives labelers whose rankings train nothing."},
-    )
-    gold_labeler: str = field(
-        default="rlhf_mini.world.labelers:gold_labeler",
-        metadata={"help": "package.module:function that gives a list of one labeler without noise."},
-    )
-    heldout_share: float = field(
-        default=0.1,
-        metadata={"help": "Share of the rankings kept aside to measure on, if they are not the mini world's."},
+    heldout_share: float = option(
+        0.1, "Share of the rankings kept aside to measure on, if they are not the mini world's."
     )
 
     def __post_init__(self) -> None:

@@ -1,43 +1,33 @@
 """The options of `python -m stages.sft`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_mini.console import UserError
+from rlhf_mini.console import UserError, option
 
 
 @dataclass
 class SFTOptions:
     """Defaults are for the mini world and a model of a million parameters."""
 
-    run: str = field(default="default", metadata={"help": "Name of the run; the checkpoint goes to RUNS_DIR/RUN/sft."})
-    runs_dir: str = field(default="runs", metadata={"help": "Folder of all runs."})
-    seed: int = field(default=0, metadata={"help": "Seed of the order, the held-out records and the shown samples."})
+    run: str = option("default", "Name of the run; the checkpoint goes to RUNS_DIR/RUN/sft.")
+    runs_dir: str = option("runs", "Folder of all runs.")
+    seed: int = option(0, "Seed of the order, the held-out records and the shown samples.")
 
-    base: str = field(default="data/base", metadata={"help": "The pretrained checkpoint to start from."})
-    demonstrations: str = field(
-        default="data/demonstrations.jsonl", metadata={"help": "JSONL of demonstrations: prompt and completion."}
-    )
-    validation_share: float = field(
-        default=0.05, metadata={"help": "Share of the demonstrations kept aside to measure the validation loss."}
-    )
+    base: str = option("data/base", "The pretrained checkpoint to start from.")
+    demonstrations: str = option("data/demonstrations.jsonl", "JSONL of demonstrations: prompt and completion.")
+    validation_share: float = option(0.05, "Share of the demonstrations kept aside to measure the validation loss.")
 
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the demonstrations (InstructGPT: 16)."})
-    batch_size: int = field(default=32, metadata={"help": "Demonstrations in one step (InstructGPT: 32)."})
-    learning_rate: float = field(
-        default=7e-4, metadata={"help": "Peak learning rate; falls along a cosine to 10 %% of it, without warmup."}
-    )
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay of the weights towards 0."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's decay of the mean squared gradient."})
-    dropout: float = field(
-        default=0.0, metadata={"help": "Residual dropout while training (InstructGPT: 0.2); the checkpoint has none."}
-    )
+    num_train_epochs: float = option(2.0, "Passes over the demonstrations (InstructGPT: 16).")
+    batch_size: int = option(32, "Demonstrations in one step (InstructGPT: 32).")
+    learning_rate: float = option(7e-4, "Peak learning rate; falls along a cosine to 10 %% of it, without warmup.")
+    weight_decay: float = option(0.0, "AdamW's decay of the weights towards 0.")
+    adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient.")
+    adam_beta2: float = option(0.95, "AdamW's decay of the mean squared gradient.")
+    dropout: float = option(0.0, "Residual dropout while training (InstructGPT: 0.2); the checkpoint has none.")
 
-    show_every: int = field(
-        default=50, metadata={"help": "Steps between two sampled responses on the console (0: none)."}
-    )
-    max_new_tokens: int = field(default=48, metadata={"help": "Longest response that is sampled to be shown."})
+    show_every: int = option(50, "Steps between two sampled responses on the console (0: none).")
+    max_new_tokens: int = option(48, "Longest response that is sampled to be shown.")
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_share < 1:
