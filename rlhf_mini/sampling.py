@@ -1,10 +1,10 @@
 """Sampling responses from a causal language model: the rollout of PPO, and a text-level helper for everything else.
 
-Works with any causal model of transformers, through its cache. Next to `model.generate` it saves time in three ways:
-rows that have ended leave the batch, a draw is one uniform number and one search in the cumulated probabilities, and
-the log-probability of each drawn token is kept, so that PPO needs no second pass for it.
+Works with the causal models of transformers that have its attention interface. Next to `model.generate` it saves time
+in four ways: prompts are not padded, rows that have ended leave the batch, a draw is one uniform number and one search
+in the cumulated probabilities, and each drawn token's log-probability is kept, so that PPO needs no second pass for it.
 
-Shapes: B rows, P prompt tokens (left-padded), R response tokens (right-padded), V vocabulary.
+Shapes: B rows, R response tokens (right-padded), V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.console import UserError, track
+from rlhf_mini.console import UserError, printable, track
+from rlhf_mini.packing import Cache, Rows, packed
 
 Messages = list[dict[str, str]]
 
@@ -72,21 +73,6 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool =
     return ids if ended else ids[:-1]
 
 
-def left_pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts padded on the left, so that every response begins in the same column.
-
-    Returns:
-        prompt_ids (B, P) long and attention_mask (B, P) long, 1 on the prompt's own tokens.
-    """
-    width = max(len(sequence) for sequence in sequences)
-    prompt_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.long)  # (B, P)
-    attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)  # (B, P)
-    for row, sequence in enumerate(sequences):
-        prompt_ids[row, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.long)
-        attention_mask[row, width - len(sequence) :] = 1
-    return prompt_ids, attention_mask
-
-
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Draws from softmax(logits) (B, V) by inverting its cumulated probabilities at `uniforms` (B,) in [0, 1).
 
@@ -105,8 +91,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
-    prompt_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -115,12 +100,11 @@ def sample(
     generator: torch.Generator | None = None,
     uniforms: torch.Tensor | None = None,
 ) -> Rollout:
-    """Samples one response a row from the model's full distribution (no top-k, no top-p: they would bias the KL).
+    """Samples a response to each prompt from the model's full distribution (top-k or top-p would bias the KL).
 
     Args:
         model: a causal language model, in eval mode (dropout would sample from another model than the one scored).
-        prompt_ids: (B, P), left-padded.
-        attention_mask: (B, P), 1 on real tokens.
+        prompts: B encoded prompts, of any lengths.
         max_new_tokens: a response that has not ended by then is cut.
         temperature: divides the logits; 0 takes the likeliest token, with the log-probability it has at temperature 1.
         generator: a CPU generator for the draws, torch's global one by default.
@@ -129,8 +113,7 @@ def sample(
     Each row has a uniform number for each of its tokens, drawn beforehand: what a row says depends neither on when
     other rows end nor on when they leave the batch.
     """
-    device = prompt_ids.device
-    batch = prompt_ids.shape[0]
+    device, batch = model.device, len(prompts)
     if uniforms is None:
         uniforms = torch.rand((batch, max_new_tokens), generator=generator)
     uniforms = uniforms.to(device)
@@ -142,44 +125,39 @@ def sample(
     # The batch holds `rows` of the output, fewer and fewer of them; `running` marks those that have not ended.
     rows = torch.arange(batch, device=device)  # (b,)
     running = torch.ones(batch, dtype=torch.bool, device=device)  # (b,)
-    mask = torch.cat([attention_mask, attention_mask.new_ones((batch, max_new_tokens))], dim=1)  # (b, P + R)
-    # GPT-2's positions are absolute: the first real token has position 0, however much padding precedes it.
-    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # (b, P)
-    next_ids = prompt_ids
-    cache = DynamicCache(config=model.config)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
+    ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
+    cache = Cache(lengths, max_new_tokens)
+    layout = Rows(lengths, cache)
 
-    for step in range(max_new_tokens):
-        output = model(
-            input_ids=next_ids,
-            attention_mask=mask[:, : prompt_ids.shape[1] + step],
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1].float()  # (b, V)
-        if temperature > 0:
-            logits = logits / temperature
-            tokens = draw(logits, uniforms[rows, step])  # (b,)
-        else:
-            tokens = logits.argmax(-1)  # (b,)
-        token_logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)  # (b,)
+    with packed(model):
+        logits = model(
+            ids, position_ids=layout.position_ids, rows=layout, use_cache=False, logits_to_keep=lengths.cumsum(0) - 1
+        ).logits[0]  # (B, V), after the last token of each prompt
+        for step in range(max_new_tokens):
+            logits = logits.float()
+            if temperature > 0:
+                logits = logits / temperature
+                tokens = draw(logits, uniforms[rows, step])  # (b,)
+            else:
+                tokens = logits.argmax(-1)  # (b,)
+            token_logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)  # (b,)
 
-        written = rows[running]
-        response_ids[written, step] = tokens[running]
-        response_mask[written, step] = True
-        logprobs[written, step] = token_logprobs[running]
+            written = rows[running]
+            response_ids[written, step] = tokens[running]
+            response_mask[written, step] = True
+            logprobs[written, step] = token_logprobs[running]
 
-        running = running & (tokens != eos_token_id)
-        left = int(running.sum())
-        if left == 0:
-            break
-        next_ids, position_ids = tokens.unsqueeze(-1), position_ids[:, -1:] + 1
-        if len(rows) - left >= COMPACT_SHARE * len(rows):
-            keep = running.nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            rows, mask, running = rows[keep], mask[keep], running[keep]
-            next_ids, position_ids = next_ids[keep], position_ids[keep]
+            running = running & (tokens != eos_token_id)
+            left = int(running.sum())
+            if left == 0 or step == max_new_tokens - 1:
+                break
+            if len(rows) - left >= COMPACT_SHARE * len(rows):
+                keep = running.nonzero().squeeze(-1)
+                cache.keep(keep)
+                rows, running, tokens = rows[keep], running[keep], tokens[keep]
+            # (b, V)
+            logits = model(tokens.unsqueeze(0), position_ids=cache.grow(), rows=cache, use_cache=False).logits[0]
 
     longest = int(response_mask.sum(-1).max())
     return Rollout(response_ids[:, :longest], response_mask[:, :longest], logprobs[:, :longest])
@@ -216,18 +194,16 @@ def respond(
     sequences = encode_prompts(tokenizer, prompts)
     check_prompt_lengths(model, sequences, max_new_tokens)
     uniforms = torch.rand((len(sequences), max_new_tokens), generator=torch.Generator().manual_seed(seed))
-    # Prompts of like length share a batch, longest first: little padding, and running out of memory shows at once.
+    # Prompts of like length share a batch, longest first: running out of memory shows at once.
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     responses: list[Response | None] = [None] * len(sequences)
     was_training = model.training
     model.eval()
     for indices in track(batches, description, total=len(batches)) if description else batches:
-        prompt_ids, attention_mask = left_pad([sequences[index] for index in indices], tokenizer.pad_token_id)
         rollout = sample(
             model,
-            prompt_ids.to(model.device),
-            attention_mask.to(model.device),
+            [sequences[index] for index in indices],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             eos_token_id=tokenizer.eos_token_id,
@@ -246,6 +222,14 @@ def to_responses(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[R
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     ended = [row[-1] == tokenizer.eos_token_id for row in ids]
     return [Response(text.removeprefix(" "), *rest) for text, *rest in zip(texts, ended, ids, strict=True)]
+
+
+def excerpt(prompt: Messages, response: Response | str, width: int = 100) -> str:
+    """A prompt's last message and a response to it, each on one line and without control characters."""
+    text = response if isinstance(response, str) else response.text + ("" if response.ended else " ...")
+    lines = [printable(" ".join(part.split())) for part in (prompt[-1]["content"], text)]
+    question, answer = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
+    return f"    user: {question}\n    model: {answer}"
 
 
 def check_prompt_lengths(model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_new_tokens: int) -> None:

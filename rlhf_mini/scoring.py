@@ -1,20 +1,23 @@
 """What models say about given responses: reward-model scores, per-token values, log-probabilities.
 
-Sequences are prompt + response, right-padded, without a gap between the two. Every real token then has the position it
-has in an unpadded text, and attends to no padding, because attention is causal. So the models get no attention mask
-here: what they say about padding is never read, and attention without a mask is faster.
+Sequences are prompt + response, right-padded, without a gap between the two. The models see their real tokens only
+(packing.py), so every token has the position it has in an unpadded text, and no padding is ever computed.
 
-Shapes: B rows, T prompt + response (right-padded), R response, N response tokens of a batch, V vocabulary.
+Shapes: B rows, T prompt + response (right-padded), R response, N tokens of a batch, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.sampling import Messages, Response, encode_prompts, encode_response
+from rlhf_mini.packing import Rows, packed
+from rlhf_mini.parallel import in_parallel
+from rlhf_mini.sampling import Messages, Response, context_length, encode_prompts, encode_response
 
-# Rows in one forward pass. On a CPU small passes of like lengths beat large padded ones; a GPU wants more.
+# Rows in one forward pass. On a CPU small passes stay in its caches; a GPU wants more.
 BUCKET_SIZE = 16
 
 
@@ -32,7 +35,9 @@ def right_pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[to
 def in_length_buckets(
     forward: Callable[[torch.Tensor], torch.Tensor], attention_mask: torch.Tensor, bucket_size: int
 ) -> torch.Tensor:
-    """Runs `forward(rows)` on rows of like length together, so that short rows are not padded to the longest one.
+    """Runs `forward(rows)` on rows of like length together: attention pads its rows, and a pass fits into the caches.
+
+    Without gradients the buckets are run in parallel. With them, their caller knows better what goes together.
 
     Args:
         forward: takes row indices (b,), returns a tensor of b rows.
@@ -45,8 +50,9 @@ def in_length_buckets(
     if not bool(attention_mask[:, 0].all()):
         raise ValueError("a row begins with padding: these sequences are to be padded on the right")
     order = attention_mask.sum(-1).argsort(stable=True)  # (B,)
-    outputs = torch.cat([forward(rows) for rows in order.split(bucket_size)])
-    return outputs[order.argsort()]
+    tasks = [partial(forward, rows) for rows in order.split(bucket_size)]
+    outputs = [task() for task in tasks] if torch.is_grad_enabled() else in_parallel(*tasks)
+    return torch.cat(outputs)[order.argsort()]
 
 
 def token_values(
@@ -62,13 +68,19 @@ def token_values(
         Meaningless on padding.
     """
 
-    def forward(rows: torch.Tensor) -> torch.Tensor:
-        width = int(attention_mask[rows].sum(-1).max())
-        hidden = value_model.base_model(input_ids[rows, :width], use_cache=False).last_hidden_state  # (b, width, d)
-        values = value_model.score(hidden).squeeze(-1).float()  # (b, width)
-        return torch.nn.functional.pad(values, (0, input_ids.shape[1] - width))  # (b, T)
+    lengths = attention_mask.sum(-1)  # (B,)
 
-    return in_length_buckets(forward, attention_mask, bucket_size) - getattr(value_model.config, "reward_mean", 0.0)
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        layout = Rows(lengths[rows])
+        hidden = value_model.base_model(
+            layout.pack(input_ids[rows]), position_ids=layout.position_ids, rows=layout, use_cache=False
+        ).last_hidden_state  # (1, N, d)
+        values = layout.unpack(value_model.score(hidden).squeeze(-1).float())  # (b, width)
+        return torch.nn.functional.pad(values, (0, input_ids.shape[1] - values.shape[1]))  # (b, T)
+
+    with packed(value_model):
+        values = in_length_buckets(forward, attention_mask, bucket_size)
+    return values - getattr(value_model.config, "reward_mean", 0.0)
 
 
 def score(
@@ -119,7 +131,7 @@ def response_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each response token, and the entropy of the distribution it was drawn from.
 
-    Only the logits that predict a response token are computed (`logits_to_keep`): one row of V for each of N tokens.
+    Only the logits that predict a response token are computed (`logits_to_keep`): one row of V for each of them.
 
     Args:
         model: a causal language model, in eval mode.
@@ -131,27 +143,52 @@ def response_logprobs(
         logprobs (B, R) and entropy (B, R) in nats, both float32 and 0 where masked; the entropy carries no gradient.
     """
     lengths = attention_mask.sum(-1)  # (B,)
-    response_lengths = response_mask.sum(-1)  # (B,)
+    first = lengths - response_mask.sum(-1)  # (B,): where the response begins
 
     def forward(rows: torch.Tensor) -> torch.Tensor:
-        width = int(lengths[rows].max())
-        ids = input_ids[rows, :width]  # (b, width)
-        position = torch.arange(width, device=ids.device)
-        end = lengths[rows, None] - 1  # (b, 1): the last token is predicted one position before
-        predicts = (position < end) & (position >= end - response_lengths[rows, None])  # (b, width)
-        output = model(ids, use_cache=False, logits_to_keep=predicts)
-        logits = output.logits.float() / temperature  # (n, V)
-        targets = ids[:, 1:][predicts[:, :-1]]  # (n,)
-        logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # (n,)
+        layout = Rows(lengths[rows])
+        ids = layout.pack(input_ids[rows])  # (1, N)
+        # The logits that predict a token stand one position before it.
+        targets = (layout.position_ids[0] >= first[rows].repeat_interleave(lengths[rows])).nonzero().squeeze(-1)  # (n,)
+        output = model(ids, position_ids=layout.position_ids, rows=layout, use_cache=False, logits_to_keep=targets - 1)
+        log_distribution = (output.logits[0].float() / temperature).log_softmax(-1)  # (n, V)
+        logprobs = log_distribution.gather(-1, ids[0, targets].unsqueeze(-1))  # (n, 1)
         with torch.no_grad():  # only looked at, never trained on
-            log_distribution = logits.log_softmax(-1)  # (n, V)
-            entropy = -(log_distribution.exp() * log_distribution).sum(-1)  # (n,)
+            entropy = -(log_distribution.exp() * log_distribution).sum(-1, keepdim=True)  # (n, 1)
         mask = response_mask[rows]  # (b, R)
         both = logprobs.new_zeros((*mask.shape, 2))  # (b, R, 2)
-        return both.masked_scatter(mask.unsqueeze(-1), torch.stack([logprobs, entropy], dim=-1))
+        return both.masked_scatter(mask.unsqueeze(-1), torch.cat([logprobs, entropy], dim=-1))
 
-    both = in_length_buckets(forward, attention_mask, bucket_size)  # (B, R, 2)
+    with packed(model):
+        both = in_length_buckets(forward, attention_mask, bucket_size)  # (B, R, 2)
     return both[..., 0], both[..., 1].detach()
+
+
+def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Plain texts as the base model reads them: an end of text before and after each, no chat template, cut to fit."""
+    eos = tokenizer.eos_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [[eos, *ids, eos][: context_length(model)] for ids in encoded]
+
+
+def text_loss(
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE
+) -> torch.Tensor:
+    """Mean of -log p(token | those before it) over the tokens of encoded texts, but their first: a scalar, in nats."""
+    input_ids, attention_mask = right_pad(texts, 0)  # (B, T)
+    input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
+    mask = attention_mask[:, 1:].bool()  # (B, T - 1): all but the first token are a response to it
+    logprobs, _ = response_logprobs(model, input_ids, attention_mask, mask, bucket_size=bucket_size)
+    return -logprobs.sum() / mask.sum()
+
+
+def with_scalar_head(path: Path, seed: int) -> PreTrainedModel:
+    """A language model's checkpoint, with a linear map of its last hidden state to one number for the vocabulary's."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    head = model.score.weight  # (1, d)
+    torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
+    return model
 
 
 def _join(
@@ -180,9 +217,7 @@ def score_texts(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         input_ids, attention_mask = right_pad([sequences[index] for index in indices], tokenizer.pad_token_id)
-        values = score(
-            reward_model, input_ids.to(reward_model.device), attention_mask.to(reward_model.device), batch_size
-        )
+        values = score(reward_model, input_ids.to(reward_model.device), attention_mask.to(reward_model.device))
         for index, value in zip(indices, values.tolist(), strict=True):
             scores[index] = value
     return scores

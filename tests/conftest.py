@@ -4,6 +4,7 @@ import rlhf_mini  # noqa: F401, I001
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def _nano_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             started=time.time(),
         )
     return folder / "base"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of what a whole training run comes to: the number of threads decides how sums are rounded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 from transformers import LlamaForCausalLM as Llama
 
 from rlhf_mini import sampling
 from rlhf_mini.console import UserError
-from rlhf_mini.sampling import Response, draw, encode_prompts, encode_response, left_pad, respond, sample
+from rlhf_mini.packing import Cache
+from rlhf_mini.sampling import Response, draw, encode_prompts, encode_response, respond, sample
 
 PAD, VOCAB = 0, 24
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [17, 18, 19], [20], [21, 22, 23, 5], [6, 6]]
@@ -51,7 +52,9 @@ def lengths(rollout: sampling.Rollout) -> list[int]:
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_greedy_is_what_generate_says(make: Callable[[], torch.nn.Module]) -> None:
     model = make()
-    prompt_ids, mask = left_pad(PROMPTS, PAD)
+    width = max(map(len, PROMPTS))  # generate wants padding on the left
+    prompt_ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
     free = model.generate(prompt_ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=PAD)  # type: ignore[operator]
     said = free[:, prompt_ids.shape[1] :]
     # Any token can play the end of text: take one with which the rows end at the most different times.
@@ -60,7 +63,7 @@ def test_greedy_is_what_generate_says(make: Callable[[], torch.nn.Module]) -> No
         prompt_ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=PAD, eos_token_id=eos
     )[:, prompt_ids.shape[1] :]
 
-    rollout = sample(model, prompt_ids, mask, max_new_tokens=12, temperature=0, eos_token_id=eos, pad_token_id=PAD)
+    rollout = sample(model, PROMPTS, max_new_tokens=12, temperature=0, eos_token_id=eos, pad_token_id=PAD)
 
     assert len(set(lengths(rollout))) >= 3  # the rows do end at different times
     assert rollout.response_ids.tolist() == expected.tolist()
@@ -74,19 +77,19 @@ def test_greedy_is_what_generate_says(make: Callable[[], torch.nn.Module]) -> No
 def test_logprobs_equal_a_full_pass(
     make: Callable[[], torch.nn.Module], temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With left padding, and with rows that leave the batch on the way."""
+    """With prompts of different lengths, and with rows that leave the batch on the way."""
     selected: list[int] = []
-    original = DynamicCache.batch_select_indices
+    original = Cache.keep
 
-    def select(self: DynamicCache, indices: torch.Tensor) -> None:
-        selected.append(len(indices))
-        original(self, indices)
+    def keep(self: Cache, rows: torch.Tensor) -> None:
+        selected.append(len(rows))
+        original(self, rows)
 
-    monkeypatch.setattr(DynamicCache, "batch_select_indices", select)
+    monkeypatch.setattr(Cache, "keep", keep)
     model = make()
     rollout = sample(
         model,
-        *left_pad(PROMPTS, PAD),
+        PROMPTS,
         max_new_tokens=12,
         temperature=temperature,
         eos_token_id=3,
@@ -111,9 +114,9 @@ def test_logprobs_equal_a_full_pass(
 def test_rows_leaving_the_batch_change_nothing(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = dict(max_new_tokens=16, eos_token_id=3, pad_token_id=PAD)
     uniforms = torch.rand((len(PROMPTS), 16), generator=torch.Generator().manual_seed(2))
-    expected = sample(gpt2(), *left_pad(PROMPTS, PAD), uniforms=uniforms, **arguments)  # type: ignore[arg-type]
+    expected = sample(gpt2(), PROMPTS, uniforms=uniforms, **arguments)  # type: ignore[arg-type]
     monkeypatch.setattr(sampling, "COMPACT_SHARE", share)
-    rollout = sample(gpt2(), *left_pad(PROMPTS, PAD), uniforms=uniforms, **arguments)  # type: ignore[arg-type]
+    rollout = sample(gpt2(), PROMPTS, uniforms=uniforms, **arguments)  # type: ignore[arg-type]
     assert rollout.response_ids.tolist() == expected.response_ids.tolist()
     torch.testing.assert_close(rollout.logprobs, expected.logprobs, atol=1e-5, rtol=0)
 
@@ -133,13 +136,13 @@ def test_draw_inverts_the_cumulated_probabilities() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_samples_follow_the_softmax(temperature: float) -> None:
-    """Two tokens in a row over a vocabulary of 6, against the 36 exact probabilities; one row in three is padded."""
+    """Two tokens in a row over a vocabulary of 6, against the 36 exact probabilities, after two prompts."""
     model, count = gpt2(vocab_size=6), 30_000
     prompts = [[1, 2], [3]] * (count // 3)
     prompts += [[1, 2]] * (count - len(prompts))
     rollout = sample(
         model,
-        *left_pad(prompts, PAD),
+        prompts,
         max_new_tokens=2,
         temperature=temperature,
         eos_token_id=99,
@@ -163,12 +166,6 @@ def test_samples_follow_the_softmax(temperature: float) -> None:
         # and the test notices another temperature
         wrong = (exact.flatten() ** 0.9) / (exact.flatten() ** 0.9).sum()
         assert chi_square(counts[likely], wrong[likely]) > 76
-
-
-def test_left_pad() -> None:
-    prompt_ids, mask = left_pad([[5, 6, 7], [8]], PAD)
-    assert prompt_ids.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def ask(text: str) -> list[dict[str, str]]:

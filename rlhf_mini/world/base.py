@@ -25,9 +25,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, s
 
 from rlhf_mini.checkpoints import finish, writing
 from rlhf_mini.console import MetricsLog, console, run, track
+from rlhf_mini.learning import warmup_cosine
 from rlhf_mini.records import read_prompts
 from rlhf_mini.sampling import sample
-from rlhf_mini.training import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
@@ -163,10 +163,10 @@ def complete(
     """Continues plain texts, without a chat template: (continuation, stopped by itself)."""
     generator, out = torch.Generator().manual_seed(0), []
     for start in range(0, len(texts), 64):
-        batch = tokenizer(texts[start : start + 64], return_tensors="pt", padding=True, padding_side="left")
         rollout = sample(
-            model, batch["input_ids"], batch["attention_mask"], max_new_tokens=max_new_tokens, temperature=temperature,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, generator=generator,
+            model, tokenizer(texts[start : start + 64])["input_ids"], max_new_tokens=max_new_tokens,
+            temperature=temperature, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            generator=generator,
         )  # fmt: skip
         for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True):
             kept = ids[mask].tolist()
