@@ -2,6 +2,7 @@
 
     runs/<run>/<stage>/           a complete checkpoint: config.json, model.safetensors, tokenizer, stage.json, ...
     runs/<run>/<stage>.partial/   while the stage works; metrics.jsonl grows here
+    runs/<run>/<stage>.resume.safetensors  beside it: from where a killed stage goes on (rlhf_mini/resume.py)
     runs/<run>/<stage>.last_good/ what a stage saved before it stopped at a NaN; its stage.json says why in "stopped"
 
 A stage uses this module like so:
@@ -191,7 +192,7 @@ def check_parent(path: str | Path, stage: str, of: Parent | None = None) -> Pare
     UserError says in one sentence what is wrong and what to run.
     """
     path = Path(path)
-    make = _how_to_make(path, stage)
+    make = how_to_make(path, stage)
     remake = "run `git checkout data/base`, or `make base`" if stage == "base" else f"delete {path}, then {make}"
     if not path.is_dir():
         raise UserError(f"there is no {stage} checkpoint in {path}: {make}")
@@ -217,7 +218,7 @@ def check_parent(path: str | Path, stage: str, of: Parent | None = None) -> Pare
     return Parent(path, stage, weights, info)
 
 
-def _how_to_make(path: Path, stage: str) -> str:
+def how_to_make(path: Path, stage: str) -> str:
     """The command that makes this checkpoint; make's own when it lies where make puts it."""
     if stage == "base":
         return "run `git checkout data/base`, or `make base`"

@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import errno
+import importlib
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from rich.console import Console
@@ -107,6 +108,24 @@ def _file_arguments(parser: argparse.ArgumentParser, path: Path, names: set[str]
     return arguments
 
 
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """The function that `spec`, "package.module:function", names. UserError, about a `what`, if there is none."""
+    module_name, colon, function_name = spec.partition(":")
+    if not (module_name and colon and function_name):
+        raise UserError(f"{what} {spec!r} must be given as package.module:function")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as fault:
+        if not f"{module_name}.".startswith(f"{fault.name}."):
+            raise UserError(f"{what} {spec!r} needs the module {fault.name}, which is not installed") from None
+        raise UserError(f"{what} {spec!r}: there is no module {fault.name}; check the spelling") from None
+    except AttributeError:
+        raise UserError(f"{what} {spec!r}: {module_name} has no function {function_name}") from None
+    if not callable(function):
+        raise UserError(f"{what} {spec!r} is no function: name one that is")
+    return cast(Callable[..., Any], function)
+
+
 # --- running ---------------------------------------------------------------------------------------------------------
 
 # What a user can run into on any machine, with the words that help; other OSErrors are bugs and keep their traceback.
@@ -130,8 +149,9 @@ def run(main: Callable[[], object]) -> None:
         return
     except UserError as fault:
         status, message = 1, f"error: {fault}"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as fault:
         status, message = 130, "interrupted: nothing was left half-written, and earlier checkpoints are as they were"
+        message += f"; {fault}" if str(fault) else ""
     except Exception as fault:
         sentence = _system_fault(fault)
         if sentence is None:
@@ -157,8 +177,11 @@ def _system_fault(fault: Exception) -> str | None:
 # --- progress and metrics --------------------------------------------------------------------------------------------
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterates with a progress bar; where there is no terminal, with a plain line each ten seconds and at the end."""
+def track(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+    """Iterates with a progress bar; where there is no terminal, with a plain line each ten seconds and at the end.
+
+    `done` of the `total` lie behind already.
+    """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if console.is_terminal:
@@ -170,11 +193,10 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            yield from progress.track(iterable, total=total, description=description)
+            yield from progress.track(iterable, total=total, completed=done, description=description)
         return
     started = last = time.monotonic()
-    done = 0
-    for done, item in enumerate(iterable, start=1):
+    for done, item in enumerate(iterable, start=done + 1):  # noqa: B020
         yield item
         if time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()

@@ -5,7 +5,6 @@ to one prompt, because InstructGPT trains on pairs and states agreement and accu
 and 4.1). A tie orders nothing, so tied pairs are left out of every count.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlhf_mini.console import UserError
+from rlhf_mini.console import UserError, load_function
 from rlhf_mini.sampling import Response
 from rlhf_mini.statistics import interval, resampled_ratios
 
@@ -42,18 +41,7 @@ def load_labelers(provider: str) -> list[Labeler]:
     Raises:
         UserError: there is no such module or function, or it returns something else.
     """
-    module_name, colon, function_name = provider.partition(":")
-    if not (module_name and colon and function_name):
-        raise UserError(f"labelers {provider!r} must be given as package.module:function")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as fault:
-        if not f"{module_name}.".startswith(f"{fault.name}."):
-            raise UserError(f"labelers {provider!r} need the module {fault.name}, which is not installed") from None
-        raise UserError(f"labelers {provider!r}: there is no module {fault.name}; check the spelling") from None
-    except AttributeError:
-        raise UserError(f"labelers {provider!r}: {module_name} has no function {function_name}") from None
-    labelers = function() if callable(function) else None
+    labelers = load_function(provider, "labelers")()
     if not isinstance(labelers, list) or not labelers or not all(isinstance(each, Labeler) for each in labelers):
         raise UserError(f"labelers {provider!r} must be a function that returns a list of objects with name and rank()")
     return labelers

@@ -1,25 +1,29 @@
-"""What SFT and the reward model add to TRL's trainers: length buckets, progress, and a stop with the last good weights.
+"""What SFT and the reward model add to TRL's trainers: length buckets, progress, saves to resume from, a stop at NaN.
 
 class KWiseTrainer(StageTrainer, RewardTrainer): ...
 
 with Progress(...) as progress:
     trainer = KWiseTrainer(model, RewardConfig(**trainer_settings(...)), callbacks=[progress], ...)
-    train(trainer, run_dir, "rm", tokenizer=tokenizer, options=options, ...)
+    train(trainer, resume, saved, tokenizer=tokenizer, options=options, ...)
 """
 
-import math
+import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Protocol
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_mini.checkpoints import save_last_good
-from rlhf_mini.console import MetricsLog, UserError, console, printable, track
-from rlhf_mini.sampling import Messages, Response
+from rlhf_mini.console import MetricsLog, UserError, console, track
+from rlhf_mini.learning import copy_weights
+from rlhf_mini.resume import Resume, State, Tensors, load_optimizer, optimizer_tensors
 
 POOL = 16  # batches that are sorted by length together: enough to save most of the padding, few enough to stay random
 KEEP_EVERY = 10  # steps between two copies of the weights kept against a NaN
@@ -35,6 +39,7 @@ class TrainingOptions(Protocol):
     adam_beta2: float
     num_train_epochs: float
     batch_size: int
+    save_steps: int
 
 
 def trainer_settings(options: TrainingOptions, folder: Path) -> dict[str, Any]:
@@ -58,23 +63,13 @@ def trainer_settings(options: TrainingOptions, folder: Path) -> dict[str, Any]:
         bf16=False,  # TRL's defaults suit large GPUs
         gradient_checkpointing=False,
         max_length=None,  # an over-long record is told to the user, not cut
-        save_strategy="no",  # rlhf_mini.checkpoints saves
+        save_strategy="steps" if options.save_steps else "no",  # StageTrainer says what is saved
+        save_steps=max(1, options.save_steps),
         report_to="none",
         disable_tqdm=True,  # Progress below shows a bar
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a NaN loss would be logged as the last finite one
     )
-
-
-def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of its peak that a learning rate has at `step`, from 0: linear warmup times a cosine to 10 % at `steps`."""
-    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
-    return warmup * (0.55 + 0.45 * math.cos(math.pi * step / max(1, steps)))
-
-
-def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the weights as they are now, for `load_state_dict`."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 # --- length buckets --------------------------------------------------------------------------------------------------
@@ -97,17 +92,24 @@ def bucketed_order(lengths: Sequence[int], batch_size: int, generator: torch.Gen
 
 
 class BucketSampler(torch.utils.data.Sampler[int]):
-    """`bucketed_order` anew in every epoch."""
+    """`bucketed_order` anew in every epoch; seed and epoch alone decide it, so that training can go on in any epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size = lengths, batch_size
-        self.generator = torch.Generator().manual_seed(seed)
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer at the start of each epoch."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(bucketed_order(self.lengths, self.batch_size, self.generator))
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epoch + 1):  # each order follows from the one before
+            order = bucketed_order(self.lengths, self.batch_size, generator)
+        return iter(order)
 
 
 # --- trainer ---------------------------------------------------------------------------------------------------------
@@ -121,7 +123,11 @@ class _NotFinite(Exception):
 
 
 class StageTrainer(Trainer):
-    """Mixed into a trainer of TRL, before it: batches of like length, a stop at the first loss that is not finite."""
+    """Mixed into a trainer of TRL, before it: batches of like length, saves, a stop at the first loss not finite."""
+
+    resume: Resume  # `train` sets these three
+    saved: State
+    stage_metrics: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -145,33 +151,73 @@ class StageTrainer(Trainer):
             )  # the weights that gave this finite loss; the optimizer has not stepped yet
         return loss
 
+    # Trainer saves into folders, with pickles. Its methods that write and read them are replaced; that it skips the
+    # batches of the steps that are done stays.
 
-def train(trainer: StageTrainer, run_dir: Path, stage: str, *, metrics: dict[str, Any], **what: Any) -> None:
-    """Trains. If the loss stops being finite, saves the last good weights and raises a UserError: what to try.
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Called every save_steps steps, once the step is logged, and after the last step."""
+        if self.state.global_step == self.state.max_steps:
+            return  # `train` saves when Trainer has logged its summary too
+        tensors = {
+            "model": self.model.state_dict(),
+            "last_good": self.last_good,
+            "optimizer": optimizer_tensors(self.optimizer),
+            "rng": {"torch": torch.get_rng_state()},  # dropout draws from it; Python's and numpy's are not used
+        }
+        self.save(tensors, {"scheduler": self.lr_scheduler.state_dict()})
 
-    `metrics` and `what` (tokenizer, options, seed, started, parents) go into that checkpoint's stage.json.
+    def save(self, tensors: Tensors, state: dict[str, Any]) -> None:
+        """With what both `_save_checkpoint` and `train` have to keep."""
+        own = dataclasses.asdict(self.state) | {"log_history": []}  # metrics.jsonl has it
+        state = {**state, "trainer": own, "metrics": self.stage_metrics}
+        self.resume.save(Path(self.args.output_dir), self.state.global_step, tensors, state)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.model.load_state_dict(self.saved.tensors["model"])
+        self.last_good = self.saved.tensors["last_good"]
+
+    def _load_optimizer_and_scheduler(self, *args: Any) -> None:
+        load_optimizer(self.optimizer, self.saved.tensors["optimizer"])
+        self.lr_scheduler.load_state_dict(self.saved.state["scheduler"])
+
+    def _load_rng_state(self, *args: Any) -> None:
+        torch.set_rng_state(self.saved.tensors["rng"]["torch"])
+
+
+def train(trainer: StageTrainer, resume: Resume, saved: State | None, *, metrics: dict[str, Any], **what: Any) -> None:
+    """Trains, from the start or from what `resume.load` gave.
+
+    If the loss stops being finite, saves the last good weights and raises a UserError: what to try. `metrics` and
+    `what` (tokenizer, options, seed, started, parents) go into that checkpoint's stage.json.
     """
+    trainer.resume, trainer.stage_metrics = resume, metrics
     try:
-        trainer.train()
+        if saved is None or "model" not in saved.tensors:
+            trainer.train()
+        elif "optimizer" in saved.tensors:
+            trainer.saved = saved
+            with TemporaryDirectory() as folder:  # the one thing that Trainer reads itself, and from a file
+                Path(folder, TRAINER_STATE_NAME).write_text(json.dumps(saved.state["trainer"]), encoding="utf-8")
+                trainer.train(resume_from_checkpoint=folder)
+        else:  # training was over
+            trainer.model.load_state_dict(saved.tensors["model"])
+            trainer.state = TrainerState(**saved.state["trainer"])
+            return
     except _NotFinite as fault:
+        resume.remove()  # the same command would come to the same end
         trainer.model.load_state_dict(trainer.last_good)
         reason = f"the loss was not a finite number at step {fault.step}"
-        kept = save_last_good(run_dir, stage, reason=reason, model=trainer.model, metrics=metrics, **what)
+        last_good = dict(reason=reason, model=trainer.model, metrics=metrics, **what)
+        kept = save_last_good(resume.run_dir, resume.stage, **last_good)
         raise UserError(
             f"{reason}: try a lower --learning_rate (it was {trainer.args.learning_rate:g}); "
             f"the weights from before are in {kept}"
         ) from None
+    if trainer.args.save_strategy != "no":
+        trainer.save({"model": trainer.model.state_dict()}, {})
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
-
-
-def excerpt(prompt: Messages, response: Response | str, width: int = 100) -> str:
-    """A prompt's last message and a response to it, each on one line and without control characters."""
-    text = response if isinstance(response, str) else response.text + ("" if response.ended else " ...")
-    lines = [printable(" ".join(part.split())) for part in (prompt[-1]["content"], text)]
-    question, answer = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
-    return f"    user: {question}\n    model: {answer}"
 
 
 class Progress(TrainerCallback):
@@ -198,7 +244,8 @@ class Progress(TrainerCallback):
             self.bar.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = track(range(state.max_steps), self.description)
+        steps = range(state.global_step, state.max_steps)
+        self.bar = track(steps, self.description, total=state.max_steps, done=state.global_step)
         next(self.bar, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -171,7 +171,9 @@ def test_track_without_a_terminal_prints_lines(
 def test_track_of_nothing_and_of_unknown_length(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track([], "nothing")) == []
     assert list(track(iter("ab"), "letters")) == ["a", "b"]
-    assert "nothing: 0 done" in capsys.readouterr().out
+    assert list(track(range(4, 6), "the rest", total=6, done=4)) == [4, 5]
+    told = capsys.readouterr().out
+    assert "nothing: 0 done" in told and "the rest: 6 done" in told
 
 
 def test_sampled_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def test_load_labelers():
         ("rlhf_mini.nowhere:f", r"no module rlhf_mini\.nowhere"),
         (f"{__name__}:nothing", "no function nothing"),
         (f"{__name__}:not_labelers", r"name and rank\(\)"),
-        (f"{__name__}:types", "must be a function"),
+        (f"{__name__}:types", "is no function"),
     ],
 )
 def test_a_wrong_provider_is_told_in_a_sentence(given, says):

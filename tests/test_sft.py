@@ -108,7 +108,8 @@ def test_nan_stops_keeps_the_last_good_weights_and_says_what_to_try(nano_base, t
         return loss * float("nan") if len(calls) > 3 else loss
 
     monkeypatch.setattr(CompletionTrainer, "compute_loss", breaks)
-    options = options_for(nano_base, tmp_path, [demonstration(f"Say {n}", "It is so.") for n in range(80)])
+    many = [demonstration(f"Say {n}", "It is so.") for n in range(80)]
+    options = options_for(nano_base, tmp_path, many, save_steps=2)  # the same command would not fare better
     with pytest.raises(UserError, match="step 4: try a lower --learning_rate"):
         train_sft(options)
     run = tmp_path / "runs" / "t"
@@ -149,9 +150,10 @@ def test_what_cannot_be_trained_is_told(nano_base, tmp_path):
 def test_options(capsys):
     options = parse_options(SFTOptions, ["--config", "stages/sft/nano.yaml", "--seed", "3"])
     assert (options.run, options.seed, options.run_dir) == ("nano", 3, Path("runs/nano"))
-    with pytest.raises(SystemExit) as stopped:
-        parse_options(SFTOptions, ["--validation_share", "1.5"])
-    assert stopped.value.code == 2 and "between 0 and 1" in capsys.readouterr().err
+    for wrong, message in ((["--validation_share", "1.5"], "between 0 and 1"), (["--save_steps", "-1"], "negative")):
+        with pytest.raises(SystemExit) as stopped:
+            parse_options(SFTOptions, wrong)
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_buckets_hold_everything_once_with_little_padding_and_in_random_order():

@@ -33,6 +33,7 @@ class RMOptions:
     weight_decay: float = option(0.0, "AdamW's decay of the weights towards 0.")
     adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient.")
     adam_beta2: float = option(0.95, "AdamW's decay of the mean squared gradient.")
+    save_steps: int = option(50, "Steps between two saves to resume from, should the stage be killed (0: none).")
 
     demonstrations: str = option(
         "data/demonstrations.jsonl", "JSONL of demonstrations, which shall score 0 on average."
@@ -62,6 +63,8 @@ class RMOptions:
         for name in ("num_train_epochs", "batch_size", "learning_rate", "max_new_tokens", "normalization_size"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} must be greater than 0, not {getattr(self, name)}")
+        if self.save_steps < 0:
+            raise UserError(f"--save_steps must not be negative, but is {self.save_steps}")
 
     @property
     def run_dir(self) -> Path:

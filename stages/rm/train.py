@@ -23,12 +23,11 @@ preparation of the data, the batches and the loss are replaced by ours for K res
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -36,8 +35,9 @@ from rlhf_mini.checkpoints import check_parent, finish, writing
 from rlhf_mini.console import UserError, console
 from rlhf_mini.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.records import Record, read_demonstrations, read_prompts, read_rankings, write_jsonl
+from rlhf_mini.resume import Resume, command_of
 from rlhf_mini.sampling import Response, context_length, encode_prompts, encode_response, respond
-from rlhf_mini.scoring import right_pad, score_texts
+from rlhf_mini.scoring import right_pad, score_texts, with_scalar_head
 from rlhf_mini.training import Progress, StageTrainer, train, trainer_settings
 from stages.rm.evaluate import rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import k_wise_loss
@@ -95,14 +95,23 @@ def train_rm(options: RMOptions) -> None:
     prompts = [] if options.rankings else first(read_prompts(options.prompts), options.num_prompts)
     validation = first(read_prompts(options.validation), options.num_validation_prompts)
 
-    with writing(options.run_dir, "rm") as folder, Progress(folder, "rm: training") as progress:
+    files = [options.rankings or options.prompts, options.validation, options.demonstrations]
+    with (
+        Resume(options.run_dir, "rm", command_of(options, files, parents=[sft]), started) as resume,
+        writing(options.run_dir, "rm") as folder,
+        Progress(folder, "rm: training") as progress,
+    ):
         # 1. Rankings: K responses to each prompt from the SFT model, ranked by a labeler.
-        if options.rankings:
-            rankings = read_rankings(options.rankings)
+        saved = resume.load(folder)
+        started = resume.started  # earlier, if it goes on
+        if saved or options.rankings:
+            rankings = read_rankings(folder / "rankings.jsonl" if saved else options.rankings)
         else:
             groups = sample_groups(sft_model, tokenizer, prompts, options, options.seed, "rm: sampling responses")
             rankings = rank(prompts, groups, labelers["training"], options.seed)
         write_jsonl(folder / "rankings.jsonl", rankings)
+        if not saved and options.save_steps:
+            resume.save(folder, 0, {}, {})  # killed from here on, it does not sample again
         # The labelers of the mini world judge its prompts only; for others, some rankings are kept aside to measure on.
         own_world = not options.rankings and all("check" in prompt for prompt in prompts)
         aside: list[Record] = []
@@ -124,7 +133,7 @@ def train_rm(options: RMOptions) -> None:
         what: dict[str, Any] = dict(
             tokenizer=tokenizer, options=options, seed=options.seed, started=started, parents=[sft], metrics=metrics
         )
-        train(trainer, options.run_dir, "rm", **what)
+        train(trainer, resume, saved, **what)
         reward_model.eval()
 
         # 3. The constant that puts demonstrations at a mean score of 0, saved in config.json.
@@ -238,15 +247,6 @@ def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: list[Record])
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
-
-
-def with_scalar_head(path: Path, seed: int) -> PreTrainedModel:
-    """The SFT checkpoint with a linear map of its last hidden state to one number in the place of the vocabulary."""
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
-    head = model.score.weight  # (1, d)
-    torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
-    return model
 
 
 def mean_score(model: PreTrainedModel, tokenizer: Tokenizer, demonstrations: list[Record], options: RMOptions) -> float:

@@ -24,6 +24,7 @@ class SFTOptions:
     weight_decay: float = option(0.0, "AdamW's decay of the weights towards 0.")
     adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient.")
     adam_beta2: float = option(0.95, "AdamW's decay of the mean squared gradient.")
+    save_steps: int = option(50, "Steps between two saves to resume from, should the stage be killed (0: none).")
     dropout: float = option(0.0, "Residual dropout while training (InstructGPT: 0.2); the checkpoint has none.")
 
     show_every: int = option(50, "Steps between two sampled responses on the console (0: none).")
@@ -37,6 +38,8 @@ class SFTOptions:
         for name in ("num_train_epochs", "batch_size", "learning_rate", "max_new_tokens"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} must be greater than 0, not {getattr(self, name)}")
+        if self.save_steps < 0:
+            raise UserError(f"--save_steps must not be negative, but is {self.save_steps}")
 
     @property
     def run_dir(self) -> Path:

@@ -34,8 +34,9 @@ from trl import SFTConfig, SFTTrainer
 from rlhf_mini.checkpoints import check_parent, finish, writing
 from rlhf_mini.console import UserError, console
 from rlhf_mini.records import Record, read_demonstrations
-from rlhf_mini.sampling import context_length, respond
-from rlhf_mini.training import Progress, StageTrainer, excerpt, train, trainer_settings
+from rlhf_mini.resume import Resume, command_of
+from rlhf_mini.sampling import context_length, excerpt, respond
+from rlhf_mini.training import Progress, StageTrainer, train, trainer_settings
 from stages.sft.options import SFTOptions
 
 
@@ -69,7 +70,9 @@ def train_sft(options: SFTOptions) -> None:
         responses = respond(model, tokenizer, [shown], max_new_tokens=options.max_new_tokens, seed=options.seed)
         return excerpt(shown, responses[0])
 
+    command = command_of(options, files=[options.demonstrations], parents=[base])
     with (
+        Resume(options.run_dir, "sft", command, started) as resume,
         writing(options.run_dir, "sft") as folder,
         Progress(folder, "sft", show=sampled, show_every=options.show_every) as progress,
     ):
@@ -82,13 +85,17 @@ def train_sft(options: SFTOptions) -> None:
             callbacks=[progress],
         )
         check_lengths(trainer, training, validation, options.demonstrations)
+        saved = resume.load(folder)
+        started = resume.started  # earlier, if it goes on
         metrics: dict[str, Any] = {"demonstrations": len(training), "validation_demonstrations": len(validation)}
         what: dict[str, Any] = dict(
             tokenizer=tokenizer, options=options, seed=options.seed, started=started, parents=[base], metrics=metrics
         )
 
-        metrics["validation_loss_before"] = trainer.evaluate()["eval_loss"]
-        train(trainer, options.run_dir, "sft", **what)
+        metrics["validation_loss_before"] = (
+            saved.state["metrics"]["validation_loss_before"] if saved else trainer.evaluate()["eval_loss"]
+        )
+        train(trainer, resume, saved, **what)
         metrics["validation_loss"] = trainer.evaluate()["eval_loss"]
         finish(folder, stage="sft", model=model, **what)
 
