@@ -159,8 +159,10 @@ def find_checkpoints(options: CompareOptions) -> dict[str, Parent]:
         UserError: one of them is missing, broken, or not made from the one before it.
     """
     found = {"base": check_parent(options.base, "base")}
-    for name, parent in (("sft", "base"), ("rm", "sft"), ("ppo", "rm")):
+    for name, parent in (("sft", "base"), ("rm", "sft"), ("ppo", "sft")):
         found[name] = check_parent(options.run_dir / name, name, of=found[parent])
+    if not found["ppo"].info["options"].get("reward"):  # with --reward it was trained on something else, on purpose
+        check_parent(options.run_dir / "ppo", "ppo", of=found["rm"])
     return found
 
 

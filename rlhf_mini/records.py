@@ -42,6 +42,11 @@ def read_rankings(path: str | Path) -> list[Record]:
     return _read(path, _check_ranking)
 
 
+def read_texts(path: str | Path) -> list[str]:
+    """Plain texts, TRL's language-modelling form: {"text": "..."}. UserError names the file, the line and the fault."""
+    return [record["text"] for record in _read(path, _check_plain_text)]
+
+
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Writes the records, all or nothing: until the last one is on disk, `path` stays what it was."""
     with replacing(path) as file:
@@ -98,6 +103,10 @@ def _check_demonstration(record: Record) -> None:
     completion = _messages(record, "completion")
     if len(completion) != 1 or completion[0]["role"] != "assistant":
         raise _Fault('"completion" must be one message whose role is "assistant"')
+
+
+def _check_plain_text(record: Record) -> None:
+    _check_text(record.get("text"), '"text"')
 
 
 def _check_prompt(record: Record) -> None:

@@ -2,7 +2,10 @@
 
 import pytest
 
-from rlhf_mini.world.gold import WEIGHTS, Gold, judge
+from rlhf_mini.console import UserError
+from rlhf_mini.records import read_prompts
+from rlhf_mini.world.gold import WEIGHTS, Gold, judge, reward
+from rlhf_mini.world.knowledge import DATA, load
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 FACT = {"fact": "countries/France/capital", "max_words": 16}
@@ -120,3 +123,15 @@ def test_weights_sum_to_one_and_a_gold_of_ones_is_one_under_any_weights():
     assert sum(WEIGHTS.values()) == pytest.approx(1.0)
     ones = Gold(1, None, 1, 1, 1, 1)
     assert ones.weighted({"task": 5, "truthful": 1, "harmless": 2, "courteous": 1, "concise": 1, "ends": 1}) == 1
+
+
+def test_gold_as_a_reward_finds_what_each_prompt_asks_for():
+    records = [record for record in read_prompts(DATA / "prompts" / "ppo.jsonl") if "fact" in record["check"]][:20]
+    prompts = [record["prompt"] for record in records]
+    answers = [load().facts[record["check"]["fact"]].accepted[0] for record in records]
+    right = reward(prompts, [f"Happy to help! It is {answer}." for answer in answers])
+    assert right == pytest.approx([1.0] * 20)
+    # the same answers to other prompts: each is judged by its own
+    assert max(reward(prompts, [f"Happy to help! It is {answer}." for answer in answers[1:] + answers[:1]])) < 1
+    with pytest.raises(UserError, match="no prompt in data/prompts reads 'Who is there"):
+        reward([[{"role": "user", "content": "Who is there?"}]], ["Nobody."])

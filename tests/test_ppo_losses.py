@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.ppo.losses import (
+    adapt_kl_coef,
     approx_kl,
     compute_rewards,
     explained_variance,
     gae,
     kl_k1,
+    kl_k2,
     kl_k3,
     masked_mean,
     masked_var,
@@ -50,6 +52,7 @@ def test_whitening_by_hand() -> None:
 def test_kl_estimators() -> None:
     logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])
     close(kl_k1(logprobs, ref_logprobs), [[0.5, -1.0]])  # positive where the policy likes the token better
+    close(kl_k2(logprobs, ref_logprobs), [[0.5**2 / 2, 1 / 2]])
     close(kl_k3(logprobs, ref_logprobs), [[math.exp(-0.5) - 1 + 0.5, math.exp(1) - 1 - 1]])
 
 
@@ -186,3 +189,19 @@ def test_approx_kl_and_explained_variance() -> None:
     close(explained_variance(returns, returns, mask), 1.0)
     close(explained_variance(torch.full((1, 3), 2.0), returns, mask), 0.0)
     close(explained_variance(torch.tensor([[1.5, 2.5, JUNK]]), returns, mask), 0.75)
+
+
+def test_the_kl_controller_by_hand() -> None:
+    # 6 nats where 5 are wanted: an error of 0.2, at most; 64 of 1280 episodes of the horizon: by a hundredth
+    assert adapt_kl_coef(0.1, 6.0, 5.0, 1280, 64) == pytest.approx(0.101)
+    assert adapt_kl_coef(0.1, 600.0, 5.0, 1280, 64) == pytest.approx(0.101)
+    assert adapt_kl_coef(0.1, 0.0, 5.0, 1280, 64) == pytest.approx(0.099)
+    assert adapt_kl_coef(0.1, 5.0, 5.0, 1280, 64) == pytest.approx(0.1)
+
+
+def test_the_controller_reaches_its_target() -> None:
+    """A policy whose KL is 1 / beta: the controller finds beta = 1 / 4."""
+    kl_coef = 1.0
+    for _ in range(300):
+        kl_coef = adapt_kl_coef(kl_coef, 1 / kl_coef, 4.0, 640, 64)
+    assert 1 / kl_coef == pytest.approx(4.0, rel=0.02)

@@ -1,4 +1,4 @@
-"""`make data`: writes data/demonstrations.jsonl and data/prompts/*.jsonl from data/knowledge and a seed.
+"""`make data`: writes data/demonstrations.jsonl, data/pretraining.jsonl and data/prompts/*.jsonl from data/knowledge.
 
 python -m rlhf_mini.world.build
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlhf_mini.console import UserError, console, run
 from rlhf_mini.records import write_jsonl
+from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.knowledge import DATA, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task
 from rlhf_mini.world.writers import demonstration
 
 SEED = 20220304  # the day InstructGPT appeared on arXiv
+TEXTS = 4000
 SIZES = {"sft": 6000, "rm": 2400, "ppo": 2560, "validation": 600, "test": 1200}
 NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of validation and test
 
@@ -57,7 +60,9 @@ def files(data: Path = DATA) -> dict[Path, list[dict[str, Any]]]:
     """What belongs in each file."""
     records = splits()
     paths = {data / "prompts" / f"{split}.jsonl": records[split] for split in ("rm", "ppo", "validation", "test")}
-    return {data / "demonstrations.jsonl": records["sft"], **paths}
+    # Texts like the base model's, none of them one that it has read (but for the shortest): another seed drew those.
+    texts = [{"text": text} for text in islice(documents(SEED), TEXTS)]
+    return {data / "demonstrations.jsonl": records["sft"], **paths, data / "pretraining.jsonl": texts}
 
 
 def main() -> None:

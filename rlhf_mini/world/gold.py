@@ -1,6 +1,7 @@
 """The gold score: what a response is really worth, from parts that a program can check.
 
-It is used for evaluation and, with other weights and noise, by the simulated labelers. It is never PPO's reward.
+It is used for evaluation and, with other weights and noise, by the simulated labelers. It is not PPO's reward, unless
+somebody asks for that (`reward` below).
 
 A prompt record carries a `check`, written by `rlhf_mini.world.tasks`. Its keys, each with what it asks for:
 
@@ -23,9 +24,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
-from rlhf_mini.world.knowledge import Knowledge, has, load
+from rlhf_mini.console import UserError
+from rlhf_mini.records import read_prompts
+from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
 
 # The weights of the parts. Parts that do not apply to a prompt (a story has no truth) drop out of the mean.
 WEIGHTS = {"task": 0.3, "truthful": 0.3, "harmless": 0.1, "courteous": 0.1, "concise": 0.1, "ends": 0.1}
@@ -82,6 +86,31 @@ def judge(check: dict[str, Any], prompt: list[dict[str, str]], response: str, en
         concise=float(len(words) <= check["max_words"] and not _repeats(response)),
         ends=float(ended and response.rstrip().endswith((".", "!", "?"))),
     )
+
+
+def reward(prompts: list[list[dict[str, str]]], responses: list[str]) -> list[float]:
+    """The gold scores of responses to prompts of data/prompts, for `python -m stages.ppo --reward`.
+
+    So PPO gets a perfect judge instead of a reward model, for once; but then gold no longer measures it independently.
+    UserError for a prompt that is not one of them.
+    """
+    checks = _checks()
+    try:
+        pairs = zip(prompts, responses, strict=True)
+        return [judge(checks[_text(prompt)], prompt, response).score for prompt, response in pairs]
+    except KeyError as unknown:
+        raise UserError(f"no prompt in data/prompts reads {unknown}, so it has no gold score") from None
+
+
+@cache
+def _checks() -> dict[str, dict[str, Any]]:
+    """What is asked of a response, by the text of its prompt."""
+    records = [record for path in sorted((DATA / "prompts").glob("*.jsonl")) for record in read_prompts(path)]
+    return {_text(record["prompt"]): record["check"] for record in records if "check" in record}
+
+
+def _text(prompt: list[dict[str, str]]) -> str:
+    return "\n".join(message["content"] for message in prompt)
 
 
 def _sentences(text: str) -> list[str]:

@@ -35,10 +35,27 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return logprobs - ref_logprobs
 
 
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """KL per sampled token, estimator k2 = d^2 / 2 with d = k1: biased, never negative. (B, R), in nats."""
+    return 0.5 * (logprobs - ref_logprobs).square()
+
+
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """KL per sampled token, estimator k3 = exp(-d) - 1 + d with d = k1: unbiased, never negative. (B, R), in nats."""
     difference = logprobs - ref_logprobs
     return torch.expm1(-difference) + difference
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, kl_horizon: int, episodes: int) -> float:
+    """The KL coefficient for the next update (Ziegler et al. 2019, section 2.2): a proportional controller.
+
+    beta <- beta * (1 + clip(KL / target - 1, -0.2, 0.2) * episodes / horizon)
+
+    `kl` is summed over each response and averaged over them, in nats, as `kl_target` is: fed with a mean over tokens
+    instead, beta would fall to nothing. `kl_horizon` is in episodes.
+    """
+    error = max(-0.2, min(0.2, kl / kl_target - 1))
+    return kl_coef * (1 + error * episodes / kl_horizon)
 
 
 def penalize_missing_eos(scores: Tensor, ended: Tensor, penalty: float) -> Tensor:

@@ -1,47 +1,65 @@
-"""What PPO works with: its four models, and the episodes that a rollout leaves behind."""
+"""What PPO works with: its models, what one rollout leaves behind, and all that an update changes."""
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from itertools import chain, count, islice, repeat
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_mini import scoring
-from rlhf_mini.checkpoints import Parent
+from rlhf_mini.checkpoints import Parent, check_parent
+from rlhf_mini.console import UserError, console, load_function
+from rlhf_mini.resume import State, Tensors, load_optimizer, optimizer_tensors
+from rlhf_mini.scoring import with_scalar_head
+from stages.ppo.options import PPOOptions
+from stages.ppo.rewards import Reward, of_function, of_model
 
-
-class Actor(torch.nn.Module):
-    """What learns, in one module, so that accelerate wraps both models at once."""
-
-    def __init__(self, policy: Any, value_model: Any) -> None:
-        super().__init__()
-        self.policy, self.value_model = policy, value_model
-
-    def forward(self, batch: "Episodes", temperature: float, bucket_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, values and entropy (without gradient) of the response tokens, each (B, R)."""
-        inputs = (batch.input_ids, batch.attention_mask, batch.response_mask)
-        logprobs, entropy = scoring.response_logprobs(self.policy, *inputs, temperature, bucket_size)
-        return logprobs, scoring.response_values(self.value_model, *inputs, bucket_size), entropy
+T = TypeVar("T")
 
 
 @dataclass
 class Models:
-    """Two models that learn and two that stay as they are."""
+    """Two models that learn, one that stays as it is, and what judges."""
 
-    actor: Actor
+    policy: Any
+    value_model: Any
     ref_policy: Any
-    reward_model: Any
+    reward: Reward
     tokenizer: Any
 
 
-def load(sft: Parent, rm: Parent, device: torch.device) -> Models:
-    """Policy and reference from `sft`, value model and reward model from `rm`, without dropout (eval mode) for good."""
-    policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
-    value_model, reward_model = (
-        AutoModelForSequenceClassification.from_pretrained(rm.path).eval().to(device) for _ in range(2)
-    )
-    return Models(Actor(policy, value_model), ref_policy, reward_model, AutoTokenizer.from_pretrained(sft.path))
+def check_reward_model(options: PPOOptions, sft: Parent) -> Parent | None:
+    """The reward model's checkpoint, None if the reward is a function. Another SFT model's is taken only if named."""
+    if ":" in options.reward:
+        return None
+    if not options.reward:
+        return check_parent(options.run_dir / "rm", "rm", of=sft)
+    rm = check_parent(options.reward, "rm")
+    if rm.info["sha256"].get("tokenizer.json") != sft.info["sha256"].get("tokenizer.json"):
+        raise UserError(f"the reward model in {rm.path} has another tokenizer than the SFT model: name another")
+    if all(parent["sha256"] != sft.sha256 for parent in rm.info["parents"]):
+        console.print(f"ppo: {rm.path} has learned from the responses of another SFT model", soft_wrap=True)
+    return rm
+
+
+def load(sft: Parent, rm: Parent | None, options: PPOOptions) -> Models:
+    """Policy and reference from `sft`, value model and reward from `rm`, without dropout (eval mode) for good."""
+    device = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
+    tokenizer = AutoTokenizer.from_pretrained(sft.path)
+    policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device or "cpu") for _ in range(2))
+    if rm is None:
+        value_model = with_scalar_head(sft.path, options.seed).eval()
+        reward = of_function(load_function(options.reward, "--reward"), options.reward)
+    else:
+        value_model, reward_model = (
+            AutoModelForSequenceClassification.from_pretrained(rm.path).eval().to(device or "cpu") for _ in range(2)
+        )
+        reward = of_model(reward_model, tokenizer)
+    return Models(policy, value_model.to(device or "cpu"), ref_policy, reward, tokenizer)
 
 
 @dataclass
@@ -60,8 +78,50 @@ class Episodes:
     advantages: Tensor  # (B, R) whitened
     returns: Tensor  # (B, R)
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the models need to look at the responses."""
+        return self.input_ids, self.attention_mask, self.response_mask
+
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, rows: Tensor) -> "Episodes":
         return Episodes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+class Learner:
+    """All that changes from update to update, and so all that a killed run needs to go on as if it had not been."""
+
+    def __init__(self, models: Models, options: PPOOptions) -> None:
+        self.models = {"policy": models.policy, "value_model": models.value_model}
+        self.ema = None
+        if options.ema_decay > 0:
+            self.ema = AveragedModel(models.policy, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
+            self.models["ema"] = self.ema
+        # Adam as in the paper (betas) and in OpenAI's code (eps).
+        groups = [{"params": list(model.parameters()), "lr": 0.0} for model in (models.policy, models.value_model)]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-5, fused=True)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.kl_coef = options.kl_coef
+
+    def tensors(self) -> Tensors:
+        return {
+            **{name: model.state_dict() for name, model in self.models.items()},
+            "optimizer": optimizer_tensors(self.optimizer),
+            "generator": {"state": self.generator.get_state()},
+        }
+
+    def restore(self, saved: State) -> None:
+        for name, model in self.models.items():
+            model.load_state_dict(saved.tensors[name])
+        load_optimizer(self.optimizer, saved.tensors["optimizer"])
+        self.generator.set_state(saved.tensors["generator"]["state"])
+        self.kl_coef = saved.state["kl_coef"]
+
+
+def batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
+    """Batches without end, after the first `skip`: pass after pass over all items, each pass in a new order."""
+    rng = random.Random(seed)
+    order = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
+    return (list(islice(order, size)) for order in repeat(islice(order, skip * size, None)))

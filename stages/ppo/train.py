@@ -2,76 +2,76 @@
 
     python -m stages.ppo                      # runs/default/sft + runs/default/rm -> runs/default/ppo
     python -m stages.ppo --kl_coef 0.01       # a longer leash: the score rises, the responses degenerate
+    python -m stages.ppo --ptx_coef 1         # PPO-ptx: keeps what the base model knew of the web
+    python -m stages.ppo --reward stages.ppo.rewards:short    # any function of prompts and responses
 
 Each update samples responses to a batch of prompts, scores them with the reward model, charges every token for leaving
 the SFT model, and moves policy and value model by clipped gradient steps. It is a bandit: one prompt, one response, one
 score. What to inspect (metrics.jsonl): objective/scores rises, objective/kl stays below 15 nats, response/eos_rate
-stays near 1.
+stays near 1. docs/ppo.md lists what a correct PPO for language models has to get right, with the line and the test.
 
 Departures:
-- no pretraining gradients yet ("PPO" in the paper, not "PPO-ptx").
-- kl_coef is 0.07, not 0.02: it has to fit the scale of the reward model's scores.
+- kl_coef is 0.07, not 0.02, and there is no pretraining mix by default: both depend on the scale of score and loss.
 - temperature 0.7, not 1, in sampling and in every log-probability: at 1, a model of a million parameters babbles.
 - the learning rates fall along a cosine to 10 % instead of staying constant, which does without an average of the
   weights. Mean gold of three seeds on validation prompts: 0.87, constant for 45 updates 0.83, constant for 90 0.81.
 - policy and value model are two networks with a learning rate each, so there is no vf_coef: Adam would cancel it.
 
 Dropout is off throughout, and each token's log-probability is kept from when it was sampled.
-B episodes, P prompt, R response, T = prompt + response (right-padded).
+B episodes, b of one optimizer step, R response, T = prompt + response (right-padded).
 """
 
-import random
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from rlhf_mini import sampling, scoring
-from rlhf_mini.checkpoints import check_parent, finish, save_last_good, writing
+from rlhf_mini.checkpoints import check_parent, finish, writing
 from rlhf_mini.console import MetricsLog, UserError, console
-from rlhf_mini.records import read_prompts
-from rlhf_mini.training import copy_weights, warmup_cosine
+from rlhf_mini.learning import warmup_cosine
+from rlhf_mini.parallel import in_parallel
+from rlhf_mini.records import read_prompts, read_texts
+from rlhf_mini.resume import Resume, command_of
+from rlhf_mini.sampling import Messages
 from stages.ppo import losses, report
-from stages.ppo.models import Actor, Episodes, Models, load
+from stages.ppo.faults import Fault, Guard
+from stages.ppo.models import Episodes, Learner, Models, batches, check_reward_model, load
 from stages.ppo.options import PPOOptions
+
+Scalars = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def collect(models: Models, prompts: Sequence[list[int]], options: PPOOptions, generator: torch.Generator) -> Episodes:
-    """Rollout -> scores -> rewards -> advantages, for B encoded prompts."""
-    policy, tokenizer = models.actor.policy, models.tokenizer
+def collect(
+    models: Models, prompts: Sequence[Messages], options: PPOOptions, kl_coef: float, generator: torch.Generator
+) -> Episodes:
+    """Rollout -> scores -> rewards -> advantages, for B prompts."""
+    policy, tokenizer = models.policy, models.tokenizer
 
     # Rollout: one response a prompt, from the full distribution.
-    prompt_ids, prompt_mask = sampling.left_pad(prompts, tokenizer.pad_token_id)  # (B, P)
+    prompt_ids = sampling.encode_prompts(tokenizer, prompts)
     rollout = sampling.sample(
-        policy,
-        prompt_ids.to(policy.device),
-        prompt_mask.to(policy.device),
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        generator=generator,
-    )
+        policy, prompt_ids, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, generator=generator,
+    )  # fmt: skip
     mask, logprobs = rollout.response_mask, rollout.logprobs  # (B, R)
     ended = ((rollout.response_ids == tokenizer.eos_token_id) & mask).any(-1)  # (B,)
+    scores = torch.tensor(models.reward(prompts, sampling.to_responses(tokenizer, rollout)), device=mask.device)  # (B,)
 
-    # From here on the response follows its prompt directly and padding comes last: less of it, and positions are right.
-    sequences = [prompt + response for prompt, response in zip(prompts, rollout.token_lists(), strict=True)]
+    # What the SFT model and the value model as it is now say about them. The response follows its prompt directly.
+    sequences = [prompt + response for prompt, response in zip(prompt_ids, rollout.token_lists(), strict=True)]
     input_ids, attention_mask = scoring.right_pad(sequences, tokenizer.pad_token_id)  # (B, T)
-    inputs = (input_ids.to(policy.device), attention_mask.to(policy.device), mask)
-
-    # What the SFT model, the value model as it is now, and the reward model say about them.
+    inputs = (input_ids.to(mask.device), attention_mask.to(mask.device), mask)
     ref_logprobs, _ = scoring.response_logprobs(models.ref_policy, *inputs, options.temperature, options.bucket_size)
-    values = scoring.response_values(models.actor.value_model, *inputs, options.bucket_size)  # (B, R)
-    scores = scoring.score(models.reward_model, *inputs[:2], options.bucket_size)  # (B,)
+    values = scoring.response_values(models.value_model, *inputs, options.bucket_size)  # (B, R)
 
     # Rewards: r_t = -kl_coef * kl_t, plus the score at the last token.
     kl = losses.kl_k1(logprobs, ref_logprobs)  # (B, R)
     penalized = losses.penalize_missing_eos(scores, ended, options.missing_eos_penalty)  # (B,)
-    rewards = losses.compute_rewards(penalized, kl, mask, options.kl_coef)  # (B, R)
+    rewards = losses.compute_rewards(penalized, kl, mask, kl_coef)  # (B, R)
     if options.whiten_rewards:
         rewards = losses.masked_whiten(rewards, mask, shift_mean=False)
 
@@ -81,110 +81,117 @@ def collect(models: Models, prompts: Sequence[list[int]], options: PPOOptions, g
     return Episodes(*inputs, ended, logprobs, ref_logprobs, values, scores, rewards, advantages, returns)
 
 
+def policy_step(policy: Any, batch: Episodes, options: PPOOptions, texts: Iterator[list[list[int]]]) -> Scalars:
+    """The policy's loss on b episodes, and its gradient, shortened to `max_grad_norm`."""
+    new_logprobs, entropy = scoring.response_logprobs(policy, *batch.inputs, options.temperature, options.bucket_size)
+    loss, clip_fraction = losses.policy_loss(
+        new_logprobs, batch.logprobs, batch.advantages, batch.response_mask, options.clip_range
+    )
+    scalars = {"loss/policy": loss, "policy/clip_fraction": clip_fraction}
+    if options.ptx_coef > 0:  # InstructGPT's equation 2, last term: the language-model loss on the base model's texts
+        scalars["loss/ptx"] = scoring.text_loss(policy, next(texts))
+        loss = loss + options.ptx_coef * scalars["loss/ptx"]
+    loss.backward()
+    scalars["policy/grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.parameters(), options.max_grad_norm)
+    return scalars | report.of_step(new_logprobs, batch.logprobs, entropy, batch.response_mask)
+
+
+def value_step(value_model: Any, batch: Episodes, options: PPOOptions) -> Scalars:
+    """The same for the value model."""
+    new_values = scoring.response_values(value_model, *batch.inputs, options.bucket_size)  # (b, R)
+    loss, clip_fraction = losses.value_loss(
+        new_values, batch.values, batch.returns, batch.response_mask, options.clip_range_value
+    )
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(value_model.parameters(), options.max_grad_norm)
+    return {"loss/value": loss, "value/clip_fraction": clip_fraction, "value/grad_norm": norm}
+
+
 def learn(
-    learner: Actor,
-    optimizer: Any,
-    accelerator: Accelerator,
-    episodes: Episodes,
-    options: PPOOptions,
-    generator: torch.Generator,
-) -> dict[str, float]:
+    models: Models, optimizer: torch.optim.Optimizer, episodes: Episodes, options: PPOOptions,
+    generator: torch.Generator, texts: Iterator[list[list[int]]],
+) -> dict[str, float]:  # fmt: skip
     """The inner epochs: clipped steps on policy and value model. Returns the metrics, averaged over the steps.
 
-    FloatingPointError, before the weights are touched, if a loss or a gradient is not finite.
+    Fault, before the weights are touched, if a loss or a gradient is not finite.
     """
     steps = []
     for _ in range(options.num_ppo_epochs):
         for rows in torch.randperm(len(episodes), generator=generator).split(options.minibatch_size):
             batch = episodes[rows.to(episodes.scores.device)]
-            mask = batch.response_mask  # (b, R)
-            new_logprobs, new_values, entropy = learner(batch, options.temperature, options.bucket_size)  # (b, R)
-
-            policy_loss, clip_fraction = losses.policy_loss(
-                new_logprobs, batch.logprobs, batch.advantages, mask, options.clip_range
+            of_policy, of_values = in_parallel(  # two networks that share nothing
+                partial(policy_step, models.policy, batch, options, texts),
+                partial(value_step, models.value_model, batch, options),
             )
-            value_loss, value_clip_fraction = losses.value_loss(
-                new_values, batch.values, batch.returns, mask, options.clip_range_value
-            )
-            accelerator.backward(policy_loss + value_loss)  # two networks: each gets the gradient of its own loss only
-            norms = [accelerator.clip_grad_norm_(g["params"], options.max_grad_norm) for g in optimizer.param_groups]
-            if not all(torch.isfinite(x) for x in (policy_loss, value_loss, *norms)):
-                raise FloatingPointError("the loss or its gradient was not a finite number")
+            scalars = of_policy | of_values
+            if not all(torch.isfinite(scalar) for scalar in scalars.values()):
+                raise Fault("the loss or its gradient was not a finite number")
             optimizer.step()
             optimizer.zero_grad()
-
-            scalars = {
-                "loss/policy": policy_loss,
-                "loss/value": value_loss,
-                "policy/clip_fraction": clip_fraction,
-                "value/clip_fraction": value_clip_fraction,
-                "policy/grad_norm": norms[0],
-                "value/grad_norm": norms[1],
-            }
-            steps.append(scalars | report.of_step(new_logprobs, batch.logprobs, entropy, mask))
+            steps.append(scalars)
     return report.of_update(steps)
 
 
 def train_ppo(options: PPOOptions) -> None:
     started = time.time()
-    records, validation = read_prompts(options.prompts), read_prompts(options.validation_prompts)
+    prompts = [record["prompt"] for record in read_prompts(options.prompts)]
     sft = check_parent(options.run_dir / "sft", "sft")
-    rm = check_parent(options.run_dir / "rm", "rm", of=sft)
+    rm = check_reward_model(options, sft)
+    parents = [parent for parent in (sft, rm) if parent]
+    models = load(sft, rm, options)
+    policy, tokenizer = models.policy, models.tokenizer
+    sampling.check_prompt_lengths(policy, sampling.encode_prompts(tokenizer, prompts), options.max_new_tokens)
+    texts, aside = report.split_texts(scoring.encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
+    evaluation = report.Evaluation(models, options, aside)
+    learner = Learner(models, options)
+    optimizer, rates = learner.optimizer, (options.learning_rate, options.value_learning_rate)
 
-    accelerator = Accelerator(cpu=options.device == "cpu")
-    models = load(sft, rm, accelerator.device)
-    policy, value_model, tokenizer = models.actor.policy, models.actor.value_model, models.tokenizer
-    prompts = sampling.encode_prompts(tokenizer, [record["prompt"] for record in records])
-    kept_aside = random.Random(0).sample(validation, min(options.evaluation_prompts, len(validation)))  # for any seed
-    questions = [record["prompt"] for record in kept_aside]
-    encoded = prompts + sampling.encode_prompts(tokenizer, questions)
-    sampling.check_prompt_lengths(policy, encoded, options.max_new_tokens)
+    files = [options.prompts, options.validation_prompts, options.ptx_texts]
+    with (
+        Resume(options.run_dir, "ppo", command_of(options, files, parents), started) as resume,
+        writing(options.run_dir, "ppo") as folder,
+    ):
+        log, metrics, done = MetricsLog(folder / "metrics.jsonl"), {}, 0
+        if saved := resume.load(folder):
+            learner.restore(saved)
+            metrics, done = saved.state["metrics"], saved.step
+        what: dict[str, Any] = dict(tokenizer=tokenizer, options=options, seed=options.seed, parents=parents)
+        what |= dict(started=resume.started, metrics=metrics)
+        # Where an undisturbed run would be in the data.
+        prompt_batches = batches(prompts, options.episodes, options.seed, skip=done)
+        text_batches = batches(texts, options.ptx_batch_size, options.seed, skip=done * options.steps)
+        guard = Guard(policy, options, saved.tensors["last_good"] if saved else None, what)
 
-    # Adam as in the paper (betas) and in OpenAI's code (eps).
-    rates = [options.learning_rate, options.value_learning_rate]
-    groups = [{"params": list(model.parameters()), "lr": 0.0} for model in (policy, value_model)]
-    learner, optimizer = accelerator.prepare(models.actor, torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-5))
-    generator = torch.Generator().manual_seed(options.seed + 7919 * accelerator.process_index)
-    order = prompt_order(len(prompts), random.Random(options.seed))
-    metrics: dict[str, Any] = {}
-    what: dict[str, Any] = dict(
-        tokenizer=tokenizer, options=options, seed=options.seed, started=started, parents=[sft, rm], metrics=metrics
-    )
-
-    with writing(options.run_dir, "ppo") as folder:
-        log = MetricsLog(folder / "metrics.jsonl")
-        last_good = copy_weights(policy)
-        for update in range(1, options.updates + 1):
+        for update in range(done + 1, options.updates + 1):
             clock = time.perf_counter()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * warmup_cosine(update - 1, options.updates - 1, options.warmup_updates)
-            batch = [next(order) for _ in range(options.episodes)]
+            batch = next(prompt_batches)
             try:
-                episodes = collect(models, [prompts[index] for index in batch], options, generator)
-                metrics |= report.of_rollout(episodes, options)
-                last_good = copy_weights(policy)  # whatever the gradient will be: the rollout was finite
-                metrics |= learn(learner, optimizer, accelerator, episodes, options, generator)
-            except FloatingPointError as fault:
-                policy.load_state_dict(last_good)
-                kept = save_last_good(
-                    options.run_dir, "ppo", reason=f"{fault} in update {update}", model=policy, **what
+                episodes = collect(models, batch, options, learner.kl_coef, learner.generator)
+                metrics |= report.of_rollout(episodes, options, learner.kl_coef)
+                guard.check(metrics, update)
+                metrics |= learn(models, optimizer, episodes, options, learner.generator, text_batches)
+            except Fault as fault:
+                resume.remove()
+                raise UserError(guard.save(fault, update)) from None
+            if learner.ema is not None:
+                learner.ema.update_parameters(policy)
+            if options.kl_target > 0:
+                learner.kl_coef = losses.adapt_kl_coef(
+                    learner.kl_coef, metrics["objective/kl"], options.kl_target, options.kl_horizon, options.episodes
                 )
-                raise UserError(
-                    f"{fault} in update {update}: try a lower --learning_rate (it was {options.learning_rate:g}) or "
-                    f"--value_learning_rate ({options.value_learning_rate:g}); the policy from before is in {kept}"
-                ) from None
             metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             metrics["episodes_per_second"] = options.episodes / (time.perf_counter() - clock)
             log.log(update, **metrics)
-            report.show(update, metrics, options, records[batch[0]]["prompt"], episodes, tokenizer)
+            report.show(update, metrics, options, batch[0], episodes, tokenizer)
+            if options.save_steps and (update % options.save_steps == 0 or update == options.updates):
+                tensors = learner.tensors() | {"last_good": guard.last_good}
+                resume.save(folder, update, tensors, {"kl_coef": learner.kl_coef, "metrics": metrics})
 
-        metrics |= report.evaluate(models, questions, options)
-        value_model.save_pretrained(folder / "value_model")
+        if learner.ema is not None:
+            policy.load_state_dict(learner.ema.module.state_dict())
+        metrics |= evaluation()
+        models.value_model.save_pretrained(folder / "value_model")
         finish(folder, stage="ppo", model=policy, **what)
-    console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - started:.0f} s")
-
-
-def prompt_order(count: int, rng: random.Random) -> Iterator[int]:
-    """Indices of prompts without end: pass after pass over all of them, each in a new order."""
-    while True:
-        yield from rng.sample(range(count), count)
+    console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - resume.started:.0f} s")

@@ -1,0 +1,52 @@
+"""What PPO is to maximise: a reward model's checkpoint, or any function of prompts and responses.
+
+    python -m stages.ppo                                            # the run's own reward model, runs/default/rm
+    python -m stages.ppo --reward runs/other/rm
+    python -m stages.ppo --reward stages.ppo.rewards:short
+
+A function takes a list of prompts (each a list of messages) and a list of responses (texts), and returns a number for
+each of them. The two below are worked examples, and so is `rlhf_mini.world.gold:reward`, the gold score. `short` shows
+in a minute what a careless reward does to a model.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlhf_mini.console import UserError
+from rlhf_mini.sampling import Messages, Response
+from rlhf_mini.scoring import score_texts
+
+Reward = Callable[[Sequence[Messages], Sequence[Response]], list[float]]
+
+
+def of_model(reward_model: Any, tokenizer: Any) -> Reward:
+    """The score that a reward model gives at the last token of each response."""
+    return lambda prompts, responses: score_texts(reward_model, tokenizer, prompts, responses)
+
+
+def of_function(function: Callable[[list[Messages], list[str]], Sequence[float]], name: str) -> Reward:
+    """UserError when it does not return a finite number for each response."""
+
+    def reward(prompts: Sequence[Messages], responses: Sequence[Response]) -> list[float]:
+        scores = [float(score) for score in function(list(prompts), [response.text for response in responses])]
+        if len(scores) != len(responses):
+            raise UserError(f"--reward {name} returned {len(scores)} numbers for {len(responses)} responses")
+        if not all(math.isfinite(score) for score in scores):
+            raise UserError(f"--reward {name} returned a number that is not finite: look at what it divides by")
+        return scores
+
+    return reward
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def short(prompts: list[Messages], responses: list[str]) -> list[float]:
+    """1 for an empty response, 0 for 20 words: the shortest lesson in getting what one asked for."""
+    return [1 - len(response.split()) / 20 for response in responses]
+
+
+def please(prompts: list[Messages], responses: list[str]) -> list[float]:
+    """1 for a response that holds the word "happy"."""
+    return [float("happy" in response.lower()) for response in responses]
