@@ -19,7 +19,7 @@ seed = $(if $(SEED),--seed $(SEED))
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help $(STAGES) compare seeds base data test lint clean FORCE
+.PHONY: help $(STAGES) compare doctor seeds base data bench parity test lint clean FORCE
 # One thing at a time even under -j: each stage feeds the next, and torch uses all cores by itself.
 .NOTPARALLEL:
 # The stages write their checkpoints atomically; make must not delete stage.json when Ctrl-C comes just after.
@@ -36,13 +36,16 @@ help:
 	@echo '  make rm        reward model: samples responses, has them ranked, learns      1.3 min, 0.9 GB'
 	@echo '  make ppo       PPO against the reward model                                  1.2 min, 0.8 GB'
 	@echo '  make compare   base, SFT and PPO side by side, and measured                  1 min, 0.9 GB'
+	@echo '  make doctor    what is wrong with a run, stage by stage, and what to try     1 s, 0.1 GB'
 	@echo
 	@echo '  make seeds     the recipe and its comparison for three seeds: docs/results.md 14 min, 0.9 GB'
 	@echo '  make base      rebuild the base model in data/base from nothing              25-40 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge        5 s, 0.3 GB'
-	@echo '  make test      all tests                                                     2 min, 0.9 GB'
+	@echo '  make bench     PPO beside TRL 1.12.0: speed, memory, share of the possible   10 min, 1.5 GB'
+	@echo '  make parity    record what TRL 1.12.0 computes, for the tests; installs it    0.5 min, 0.5 GB'
+	@echo '  make test      all tests                                                     3 min, 1.5 GB'
 	@echo '  make lint      ruff and mypy                                                 0.5 min, 0.5 GB'
-	@echo '  make clean     delete .venv and caches; runs/ and data/ stay'
+	@echo '  make clean     delete .venv, .trl-1.12 and caches; runs/ and data/ stay'
 	@echo
 	@echo 'Checkpoints lie in runs/<run>/<stage>. A stage that has its checkpoint is not run again, unless its data or the'
 	@echo 'stage before it is newer, the folder is deleted, or ARGS or another SEED is given. Missing stages are made first.'
@@ -74,7 +77,7 @@ $(STAGES): %: $(OUT)/%/stage.json
 
 $(OUT)/sft/stage.json: data/base/model.safetensors data/demonstrations.jsonl
 $(OUT)/rm/stage.json:  $(OUT)/sft/stage.json data/prompts/rm.jsonl
-$(OUT)/ppo/stage.json: $(OUT)/rm/stage.json data/prompts/ppo.jsonl
+$(OUT)/ppo/stage.json: $(OUT)/rm/stage.json data/prompts/ppo.jsonl data/pretraining.jsonl
 
 # The installation is order-only (after the |): installing again is no reason to train again.
 $(STAGES:%=$(OUT)/%/stage.json): $(OUT)/%/stage.json: | $(INSTALLED)
@@ -95,6 +98,10 @@ endif
 compare: $(OUT)/ppo/stage.json | $(INSTALLED)
 	$(PY) -m rlhf_mini.compare --run $(RUN) $(seed) $(call args,compare)
 
+# Whatever is there, finished or not: nothing is made first.
+doctor: | $(INSTALLED)
+	$(PY) -m rlhf_mini.doctor $(OUT) $(call args,doctor)
+
 # The figures of docs/results.md.
 seeds: | $(INSTALLED)
 	for seed in 0 1 2; do $(MAKE) sft rm ppo compare RUN=seed$$seed SEED=$$seed || exit 1; done
@@ -108,17 +115,31 @@ data: | $(INSTALLED)
 	$(PY) -m rlhf_mini.world.build $(call args,data)
 
 # Made only when missing.
-data/base/model.safetensors data/demonstrations.jsonl data/prompts/rm.jsonl data/prompts/ppo.jsonl:
+data/base/model.safetensors data/demonstrations.jsonl data/pretraining.jsonl data/prompts/rm.jsonl data/prompts/ppo.jsonl:
 	@echo 'error: $@ is missing: bring it back by `git checkout -- data`, or make it by `make data` and `make base`'; exit 1
 
+# --- beside TRL 1.12.0, the last release with a PPOTrainer ---
+# In a folder of its own that comes first in imports: the project itself uses a newer TRL, and the same of all else.
+.trl-1.12/.installed: | $(INSTALLED)
+	rm -rf .trl-1.12
+	$(PY) -m pip install --disable-pip-version-check --no-deps --target .trl-1.12 trl==1.12.0 $(PIP_ARGS)
+	@touch $@
+
+bench: $(OUT)/rm/stage.json .trl-1.12/.installed
+	$(PY) -m benchmarks.bench --run $(RUN) $(call args,bench)
+
+parity: .trl-1.12/.installed
+	PYTHONPATH=.trl-1.12 $(PY) -m benchmarks.parity $(call args,parity)
+
 # --- development ---
+# A file's tests in one process, the files on all cores.
 test: | $(INSTALLED)
-	$(PY) -m pytest $(call args,test)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(call args,test)
 
 lint: | $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find rlhf_mini stages tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .trl-1.12 .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find rlhf_mini stages benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,265 @@
+"""Measures PPO's speed beside TRL 1.12.0's PPOTrainer, in one run and taking turns, and beside the machine's own limit.
+
+    make bench                                        # runs/default/sft + runs/default/rm -> runs/default/bench.json
+    make bench ARGS="--rounds 5 --sweeps False"       # a first look
+
+Both sides have the same models, prompts, batch, minibatches, lengths, epochs and threads; each is a process of its own,
+and waits while the other works. What to inspect: the ratio and how far it spreads over the rounds, then how far we
+are from the floor: the time that an update's matrix products alone would take.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from transformers import AutoConfig
+
+from benchmarks import cases, floor
+from benchmarks.worker import Case
+from rlhf_mini.checkpoints import check_parent, versions
+from rlhf_mini.console import UserError, console, option, parse_options, plain, run, track
+from rlhf_mini.records import replacing
+from rlhf_mini.statistics import interval, resampled_ratios
+
+SIZES = [
+    (1024, 1024, 1024),
+    (1000, 128, 512),
+    (64, 128, 512),
+]  # of matrix products: a large one, and two of the model's
+SWEEP_EPISODES = (64, 128, 256, 512)
+SWEEP_TOKENS = (16, 32, 64, 128)
+
+
+@dataclass
+class BenchOptions:
+    """Options of `python -m benchmarks.bench`."""
+
+    run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
+    runs_dir: str = option("runs", "Folder of all runs.")
+    prompts: str = option("data/prompts/ppo.jsonl", "Prompts of the real case.")
+    trl: str = option(".trl-1.12", "Folder with TRL 1.12.0.")
+    out: str = option("", "JSON file to write (default: RUNS_DIR/RUN/bench.json).")
+    rounds: int = option(10, "Updates of each side in each of the two cases.")
+    sweep_rounds: int = option(3, "The same in each case of the sweeps.")
+    sweeps: bool = option(True, "Also measure against episodes an update and against response length.")
+    episodes: int = option(64, "Responses sampled for one update.")
+    threads: int = option(0, "Threads of each side (0: as many as there are cores).")
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "sweep_rounds"):
+            if getattr(self, name) < 2:
+                raise UserError(f"--{name} must be at least 2, not {getattr(self, name)}: it takes two to spread")
+        if self.episodes % Case.minibatch_size:
+            raise UserError(f"--episodes must be a multiple of {Case.minibatch_size}, not {self.episodes}")
+        self.threads = self.threads or os.cpu_count() or 1
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.run
+
+
+class Worker:
+    """One side: a process that does an update when asked."""
+
+    def __init__(self, module: str, case_file: Path, threads: int, path: str = "") -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | ({"PYTHONPATH": path} if path else {})
+        self.module = module
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115, it lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, str(case_file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            raise RuntimeError(f"{self.module} stopped:\n{self.log.read()[-3000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, request: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        print(request, file=self.process.stdin, flush=True)
+        return self.read()
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+def main() -> None:
+    options = parse_options(
+        BenchOptions, prog="python -m benchmarks.bench", description="Measures PPO's speed beside TRL 1.12.0."
+    )
+    sft = check_parent(options.run_dir / "sft", "sft")
+    rm = check_parent(options.run_dir / "rm", "rm", of=sft)
+    if not (Path(options.trl) / "trl").is_dir():
+        raise UserError(f"there is no TRL 1.12.0 in {options.trl}: run `make bench`, which installs it")
+    torch.set_num_threads(options.threads)
+    rates = {"x".join(map(str, size)): floor.matmul_rate(*size) for size in SIZES}
+    rate = max(rates.values())
+    config = AutoConfig.from_pretrained(sft.path)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        settings: dict[str, Any] = dict(prompts_file=options.prompts, episodes=options.episodes)
+        never_ending = cases.never_ending(sft, rm, folder, max_new_tokens=32, **settings)
+        real = cases.real(sft, rm, **settings)
+
+        def both(name: str, case: Case, rounds: int) -> dict[str, Any]:
+            return {"case": name} | summary(measure(name, case, rounds, folder, options), config, rate)
+
+        main_cases = [
+            both("random weights, 32 tokens each", never_ending, options.rounds),
+            both("SFT checkpoint, its own lengths", real, options.rounds),
+        ]
+        show("PPO", main_cases)
+        sweeps: dict[str, list[dict[str, Any]]] = {"episodes": [], "tokens": []}
+        if options.sweeps:
+            for episodes in SWEEP_EPISODES:
+                case = replace(never_ending, episodes=episodes)
+                sweeps["episodes"].append(both(f"{episodes} episodes, 32 tokens", case, options.sweep_rounds))
+            for tokens in SWEEP_TOKENS:
+                case = replace(never_ending, max_new_tokens=tokens)
+                sweeps["tokens"].append(both(f"64 episodes, {tokens} tokens", case, options.sweep_rounds))
+            show("against episodes an update", sweeps["episodes"])
+            show("against response length", sweeps["tokens"])
+
+    result = {
+        "machine": machine(options.threads),
+        "options": asdict(options),
+        "checkpoints": {parent.stage: parent.sha256 for parent in (sft, rm)},
+        "flops_per_second": rates,
+        "cases": main_cases,
+        "sweeps": sweeps,
+    }
+    out = Path(options.out) if options.out else options.run_dir / "bench.json"
+    with replacing(out) as file:
+        file.write(json.dumps(plain(result), indent=2) + "\n")
+    console.print(f"{rate / 1e9:.0f} GFLOP/s in float32; {out} written")
+
+
+def measure(name: str, case: Case, rounds: int, folder: Path, options: BenchOptions) -> dict[str, list[dict[str, Any]]]:
+    """The answers of both workers to `rounds` updates, taking turns, and of two samplers; after one of each to warm up.
+
+    The first turn goes to the one side and the other by turns, so that neither always follows the other.
+    """
+    case.write(folder / "case.json")
+    console.print(f"{name}: starting both sides")
+    ours = Worker("benchmarks.ours", folder / "case.json", options.threads)
+    trl = Worker("benchmarks.trl_ppo", folder / "case.json", options.threads, path=options.trl)
+    answers: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "sample": [], "generate": []}
+    try:
+        for worker in (ours, trl):
+            if (threads := worker.read()["threads"]) != options.threads:
+                raise RuntimeError(f"{worker.module} runs with {threads} threads, not {options.threads}")
+        for turn in track(range(rounds + 1), name):
+            for worker in (ours, trl) if turn % 2 else (trl, ours):
+                answers["ours" if worker is ours else "trl"].append(worker.ask("update"))
+        for turn in track(range(rounds + 1), f"{name}, sampling only"):
+            for request in ("sample", "generate") if turn % 2 else ("generate", "sample"):
+                answers[request].append(ours.ask(request))
+    finally:
+        for worker in (ours, trl):
+            worker.stop()
+    return {side: turns[1:] for side, turns in answers.items()}
+
+
+def summary(answers: dict[str, list[dict[str, Any]]], config: Any, rate: float) -> dict[str, Any]:
+    """Medians, ratios and their spread."""
+    result: dict[str, Any] = {}
+    for side in ("ours", "trl"):
+        turns = answers[side]
+        floors = [floor.update_flops(config, t["prompt_lengths"], t["response_lengths"]) / rate for t in turns]
+        result[side] = {
+            "seconds": [turn["seconds"] for turn in turns],
+            "cpu_seconds": [turn["cpu_seconds"] for turn in turns],  # of all threads; other programs do not lengthen it
+            "episodes_per_second": median(len(turn["response_lengths"]) / turn["seconds"] for turn in turns),
+            "response_tokens": statistics.fmean(statistics.fmean(turn["response_lengths"]) for turn in turns),
+            "times_the_floor": median(turn["seconds"] / at_least for turn, at_least in zip(turns, floors, strict=True)),
+            "peak_memory_mb": turns[-1]["peak_memory_mb"],
+        }
+    for side in ("sample", "generate"):
+        speeds = [sum(turn["response_lengths"]) / turn["seconds"] for turn in answers[side]]
+        result[side] = {"tokens_per_second": median(speeds), "all": speeds}
+    result["ratio"] = spread(result["trl"]["seconds"], result["ours"]["seconds"])
+    result["cpu_ratio"] = spread(result["trl"]["cpu_seconds"], result["ours"]["cpu_seconds"])
+    seconds_per_token = {
+        side: [turn["seconds"] / sum(turn["response_lengths"]) for turn in answers[side]]
+        for side in ("sample", "generate")
+    }
+    result["rollout_ratio"] = spread(seconds_per_token["generate"], seconds_per_token["sample"])
+    return result
+
+
+def median(values: Any) -> float:
+    return statistics.median(values)
+
+
+def spread(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """How many times as long theirs takes, round by round; low to high is a 95 % interval of the ratio of the sums."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    low, high = interval(resampled_ratios(np.array(theirs)[:, None], np.array(ours)[:, None]))
+    return {
+        "median": median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+        "low": float(low[0]),
+        "high": float(high[0]),
+    }
+
+
+def show(title: str, results: Sequence[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for heading in ("", "ours", "TRL", "ratio (min-max)", "x floor", "TRL's", "MB", "TRL's", "rollout/generate"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for r in results:
+        table.add_row(
+            r["case"],
+            f"{r['ours']['episodes_per_second']:.1f} ep/s",
+            f"{r['trl']['episodes_per_second']:.1f} ep/s",
+            f"{r['ratio']['median']:.2f} ({r['ratio']['min']:.2f}-{r['ratio']['max']:.2f})",
+            f"{r['ours']['times_the_floor']:.1f}",
+            f"{r['trl']['times_the_floor']:.1f}",
+            f"{r['ours']['peak_memory_mb']}",
+            f"{r['trl']['peak_memory_mb']}",
+            f"{r['sample']['tokens_per_second']:.0f} / {r['generate']['tokens_per_second']:.0f} tokens/s",
+        )
+    console.print(table)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).is_file():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "versions": versions()}
+
+
+if __name__ == "__main__":
+    run(main)

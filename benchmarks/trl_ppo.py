@@ -1,0 +1,112 @@
+"""The worker that runs TRL 1.12.0's PPOTrainer: `PYTHONPATH=.trl-1.12 python -m benchmarks.trl_ppo CASE.json`.
+
+`train()` is one long loop, so it is held where it asks for the next batch of prompts: an update lasts from when a batch
+is handed out to when the next is asked for. TRL gets what is fastest for it on a CPU: float32, no gradient checkpoints,
+all responses sampled and scored in one pass, no evaluation, no saving, no tables.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from benchmarks.worker import Line
+from rlhf_mini.sampling import encode_prompts
+from stages.ppo.options import PPOOptions
+
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+
+
+class Held:
+    """A dataloader that hands out a batch when bench.py asks for an update."""
+
+    def __init__(self, line: Line, tokenizer: Any) -> None:
+        self.line, self.tokenizer = line, tokenizer
+        self.lengths = torch.zeros(0)  # of the responses, noted by `noting_lengths`
+        self.rollout_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.line.ready()
+        for messages in self.line.case.batches():
+            prompts = encode_prompts(self.tokenizer, messages)  # TRL does this beforehand, so it does not count
+            self.line.wait()
+            started, cpu = time.perf_counter(), time.process_time()
+            yield self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+            self.line.answer(
+                seconds=time.perf_counter() - started,
+                cpu_seconds=time.process_time() - cpu,
+                rollout_seconds=self.rollout_seconds,
+                prompt_lengths=[len(prompt) for prompt in prompts],
+                response_lengths=self.lengths.tolist(),
+            )
+
+    def noting_lengths(self, batch_generation: Any) -> Any:
+        def noting(model: Any, queries: torch.Tensor, *rest: Any) -> Any:
+            started = time.perf_counter()
+            query_responses, logits = batch_generation(model, queries, *rest)
+            self.rollout_seconds = time.perf_counter() - started
+            self.lengths = (query_responses[:, queries.shape[1] :] != self.tokenizer.pad_token_id).sum(-1)
+            return query_responses, logits
+
+        return noting
+
+
+def main() -> None:
+    line = Line()
+    case = line.case
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    defaults = PPOOptions()
+    tokenizer = AutoTokenizer.from_pretrained(case.sft)
+    policy, ref_policy = (AutoModelForCausalLM.from_pretrained(case.sft) for _ in range(2))
+    value_model, reward_model = (AutoModelForSequenceClassification.from_pretrained(case.rm) for _ in range(2))
+    held = Held(line, tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = PPOTrainer(
+            args=PPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                num_sample_generations=0,
+                total_episodes=case.episodes * 1_000_000,  # bench.py ends it
+                # Minibatches of 16 with a step each. With gradient accumulation, TRL would step once an epoch.
+                per_device_train_batch_size=case.episodes,
+                gradient_accumulation_steps=1,
+                num_mini_batches=case.episodes // case.minibatch_size,
+                num_ppo_epochs=defaults.num_ppo_epochs,
+                local_rollout_forward_batch_size=case.local_rollout_forward_batch_size or case.episodes,
+                learning_rate=case.learning_rate,
+                lr_scheduler_type="constant",
+                response_length=case.max_new_tokens,
+                temperature=case.temperature,
+                stop_token="eos",
+                missing_eos_penalty=defaults.missing_eos_penalty,
+                kl_coef=defaults.kl_coef,
+                cliprange=defaults.clip_range,
+                cliprange_value=defaults.clip_range_value,
+                gamma=defaults.gamma,
+                lam=defaults.gae_lambda,
+            ),
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=ref_policy,
+            reward_model=reward_model,
+            value_model=value_model,
+            train_dataset=Dataset.from_dict({"input_ids": encode_prompts(tokenizer, case.prompts)}),
+        )
+        trainer.dataloader = held
+        ppo_trainer.batch_generation = held.noting_lengths(ppo_trainer.batch_generation)
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What of the benchmarks runs without TRL 1.12: the count of operations, the cases, the command itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from benchmarks import bench, cases, floor
+from benchmarks.cases import never_ending
+from benchmarks.worker import Case
+from rlhf_mini import sampling
+from rlhf_mini.checkpoints import Parent
+from rlhf_mini.console import UserError
+from rlhf_mini.records import write_jsonl
+from rlhf_mini.sampling import Messages
+
+ROOT = Path(__file__).parent.parent
+TINY = GPT2Config(n_embd=4, n_layer=1, n_head=1, vocab_size=10, n_positions=16)
+
+
+def test_operations_by_hand() -> None:
+    # weights 4 * 4 * 4 + 2 * 4 * 16 = 192 a token; keys 1 + 2 + 3, each read twice by a width of 4; 10 words of width 4
+    assert floor.forward_flops(TINY, 3, 2) == 2 * (192 * 3 + 2 * 4 * 6 + 4 * 10 * 2) == 1408
+    # two tokens of prompt and two of response: values without words, reward with the last token
+    values, reward = 1408 - 2 * 4 * 10 * 2, 2 * (192 * 4 + 2 * 4 * 10)
+    assert floor.update_flops(TINY, [2], [2]) == 2 * 1408 + values + reward + 3 * (1408 + values)
+    assert floor.update_flops(TINY, [2, 2], [2, 2]) == 2 * floor.update_flops(TINY, [2], [2])
+    more = floor.update_flops(TINY, [2], [2], epochs=2) - floor.update_flops(TINY, [2], [2])
+    assert more == 3 * (1408 + values)
+
+
+def test_operations_against_torch() -> None:
+    """Torch counts what is multiplied, which includes the keys that the causal mask hides."""
+    config = GPT2Config(n_embd=8, n_layer=3, n_head=2, vocab_size=30, n_positions=16, attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        GPT2LMHeadModel(config)(torch.arange(7)[None], use_cache=False, logits_to_keep=5)
+    hidden = 3 * 2 * 8 * (7 * 7 - 7 * 8 // 2)
+    assert floor.forward_flops(config, 7, 5) == counter.get_total_flops() - 2 * hidden
+
+
+def test_the_rate_is_a_rate() -> None:
+    assert 1e6 < floor.matmul_rate(64, 64, 64, seconds=0.05) < 1e15
+
+
+def test_batches_go_round_and_round() -> None:
+    one, two, three = ([{"role": "user", "content": text}] for text in ("one", "two", "three"))
+    batches = Case("", "", [one, two, three], episodes=2).batches()
+    assert [next(batches) for _ in range(3)] == [[one, two], [three, one], [two, three]]
+
+
+def test_the_random_model_never_ends(nano_base: Path, tmp_path: Path) -> None:
+    config = AutoModelForCausalLM.from_pretrained(nano_base).config
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "rm")
+    parents = Parent(nano_base, "sft", "", {}), Parent(tmp_path / "rm", "rm", "", {})
+    policy, tokenizer = AutoModelForCausalLM.from_pretrained(nano_base), AutoTokenizer.from_pretrained(nano_base)
+    asked: list[Messages] = [[{"role": "user", "content": "1" * count}] for count in range(1, 40)]
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in asked])
+    case = never_ending(
+        *parents, tmp_path / "case", prompts_file=str(tmp_path / "prompts.jsonl"), max_new_tokens=20, episodes=32
+    )
+    prompts = sampling.encode_prompts(tokenizer, next(case.batches()))
+    assert [len(ids) for ids in prompts] == [cases.PROMPT_TOKENS] * 32
+    policy = AutoModelForCausalLM.from_pretrained(case.sft).eval()
+    assert policy.generation_config.use_cache
+    rollout = sampling.sample(
+        policy,
+        prompts,
+        max_new_tokens=case.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    assert rollout.response_mask.all() and rollout.response_mask.shape == (32, 20)
+    assert not (rollout.response_ids == tokenizer.pad_token_id).any()
+    assert len(set(rollout.response_ids.flatten().tolist())) > 100  # and anything else it does say
+
+
+def test_spread() -> None:
+    spread = bench.spread([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+    assert spread["median"] == 2.0 and (spread["min"], spread["max"]) == (2.0, 3.0)
+    assert 2.0 <= spread["low"] <= 15 / 6 <= spread["high"] <= 3.0
+
+
+def test_a_missing_run_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--runs_dir", str(tmp_path)])
+    with pytest.raises(UserError, match="there is no sft checkpoint"):
+        bench.main()
+
+
+def test_help() -> None:
+    command = [sys.executable, "-m", "benchmarks.bench", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--rounds" in done.stdout
