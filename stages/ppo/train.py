@@ -2,7 +2,7 @@
 
     python -m stages.ppo                      # runs/default/sft + runs/default/rm -> runs/default/ppo
     python -m stages.ppo --kl_coef 0.01       # a longer leash: the score rises, the responses degenerate
-    python -m stages.ppo --ptx_coef 1         # PPO-ptx: keeps what the base model knew of the web
+    python -m stages.ppo --ptx_coef 0.3       # PPO-ptx: keeps what the base model knew of the web
     python -m stages.ppo --reward stages.ppo.rewards:short    # any function of prompts and responses
 
 Each update samples responses to a batch of prompts, scores them with the reward model, charges every token for leaving
