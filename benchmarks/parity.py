@@ -28,6 +28,7 @@ from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.cases import forbid
+from benchmarks.worker import TRL_ON_A_CPU
 from rlhf_mini.checkpoints import sha256
 from rlhf_mini.console import UserError, console, run
 
@@ -120,13 +121,7 @@ def record(options: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, 
         trainer = trainer_class()(
             args=PPOConfig(
                 output_dir=folder,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                num_sample_generations=0,
+                **TRL_ON_A_CPU,
                 total_episodes=EPISODES,
                 per_device_train_batch_size=EPISODES,
                 num_ppo_epochs=STEPS,

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.worker import Line
+from benchmarks.worker import TRL_ON_A_CPU, Line
 from rlhf_mini.sampling import encode_prompts
 from stages.ppo.options import PPOOptions
 
@@ -70,13 +70,7 @@ def main() -> None:
         trainer = PPOTrainer(
             args=PPOConfig(
                 output_dir=folder,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                num_sample_generations=0,
+                **TRL_ON_A_CPU,
                 total_episodes=case.episodes * 1_000_000,  # bench.py ends it
                 # Minibatches of 16 with a step each. With gradient accumulation, TRL would step once an epoch.
                 per_device_train_batch_size=case.episodes,

@@ -17,6 +17,12 @@ import torch
 from rlhf_mini.checkpoints import peak_memory_mb
 from rlhf_mini.sampling import Messages
 
+# What TRL's PPOConfig needs to train on a CPU, and nothing else: no evaluation, no saving, no tables.
+TRL_ON_A_CPU: dict[str, Any] = dict(
+    use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
+    num_sample_generations=0,
+)  # fmt: skip
+
 
 @dataclass
 class Case:

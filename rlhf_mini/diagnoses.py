@@ -62,7 +62,8 @@ def learning_rate(rates: Sequence[float]) -> Finding | None:
     if len(rates) < 2:
         return None
     low, high = min(rates), max(rates)
-    advice = "--learning_rate is only the peak; its schedule is in rlhf_mini/training.py: what changed there?"
+    schedules = "rlhf_mini/training.py, PPO's in rlhf_mini/learning.py"
+    advice = f"--learning_rate is only the peak; its schedule is in {schedules}: what changed there?"
     problem = "the learning rate never moved" + (", so nothing was learned" if high == 0 else "")
     return verdict("learning rate", f"{low:.2g} to {high:.2g}", problem, advice, fail=low == high)
 

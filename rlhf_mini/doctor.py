@@ -159,7 +159,7 @@ def of_ppo(ppo: Written, run_dir: Path) -> list[Finding | None]:
         diagnoses.eos(ppo.series("response/eos_rate")),
         diagnoses.length(lengths),
         diagnoses.score_rose(scores, stds),
-        # `compare` wants a PPO that learned from the run's own reward model.
+        # `compare` scores with the run's own reward model, which says nothing of a PPO that learned from another.
         diagnoses.gold(*measured) if own_reward and ppo.path.name == "ppo" else None,
     ]
 

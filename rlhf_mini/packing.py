@@ -68,22 +68,24 @@ class Cache:
 
     def grow(self) -> Tensor:
         """Makes each row one token longer. Returns the position_ids (1, B) of these tokens."""
-        position_ids = self.lengths.unsqueeze(0)
-        self.lengths = self.lengths + 1
+        place = self.lengths
+        # Where the new token of each row lies in keys and values, and what it may look at: the same in every layer.
+        self.last = torch.arange(len(place), device=place.device), slice(None), place
+        self.lengths = place + 1
         self.longest = int(self.lengths.max())
-        self.real = torch.arange(self.longest, device=self.lengths.device) < self.lengths.unsqueeze(1)  # (B, longest)
-        return position_ids
+        real = torch.arange(self.longest, device=place.device) < self.lengths.unsqueeze(1)  # (B, longest)
+        self.mask = real[:, None, None]
+        return place.unsqueeze(0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
         """(1, H, B, D) each, of the last token of each row -> (1, B, H, D)."""
         keys, values = self.layers[layer]
-        row, last = torch.arange(len(self.lengths), device=self.lengths.device), self.lengths - 1
-        keys[row, :, last], values[row, :, last] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        keys[self.last], values[self.last] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         attended = F.scaled_dot_product_attention(
             query[0].transpose(0, 1).unsqueeze(2),  # (B, H, 1, D)
             keys[:, :, : self.longest],
             values[:, :, : self.longest],
-            attn_mask=self.real[:, None, None],
+            attn_mask=self.mask,
             **how,
         )  # (B, H, 1, D)
         return attended.squeeze(2).unsqueeze(0)

@@ -5,6 +5,7 @@ import rlhf_mini  # noqa: F401, I001
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,25 @@ def _nano_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "base"
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tests of what a whole training run comes to: the number of threads decides how sums are rounded."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    with threads(4):
+        yield
 
 
 @pytest.fixture

@@ -1,21 +1,12 @@
 """Tasks at the same time: in order, each with its threads, as exact as one after the other."""
 
 import threading
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
 
 from rlhf_mini.parallel import in_parallel
-
-
-@pytest.fixture
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_they_run_at_the_same_time_and_share_the_threads(four_threads: None) -> None:
