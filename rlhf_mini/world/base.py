@@ -88,7 +88,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, options: BaseOptions) -> GPT2L
     """A GPT-2 of this shape with random weights, without dropout, for the tokenizer's vocabulary."""
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=options.n_positions, n_embd=options.n_embd, n_layer=options.n_layer,
-        n_head=options.n_head, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
+        n_head=options.n_head, activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, loss_type="ForCausalLM",
     )  # fmt: skip
