@@ -28,11 +28,12 @@ def main() -> None:
         num_minibatches=case.episodes // case.minibatch_size,
         max_new_tokens=case.max_new_tokens,
         temperature=case.temperature,
+        learning_rate=case.learning_rate,
+        value_learning_rate=case.learning_rate,
     )
     models = load(Parent(Path(case.sft), "sft", "", {}), Parent(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = case.learning_rate
+    learner.set_rates(1.0)
     batches = case.batches()
     line.ready()
     while True:
@@ -43,7 +44,7 @@ def main() -> None:
             episodes = collect(models, prompts, options, learner.kl_coef, learner.generator)
             report.of_rollout(episodes, options, learner.kl_coef)
             copy_weights(models.policy)
-            learn(models, learner.optimizer, episodes, options, learner.generator, iter(()))
+            learn(models, learner.optimizers, episodes, options, learner.generator, iter(()))
             lengths = episodes.response_mask.sum(-1)
         else:
             lengths = {"sample": sample, "generate": generate}[request](models, prompts, case)

@@ -5,7 +5,7 @@ waiting is a good part of the time. Computations that do not need each other wai
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -30,7 +30,9 @@ def in_parallel(*tasks: Callable[[], T]) -> list[T]:
             return task()
 
     try:
-        return list(_pool(workers).map(run, tasks))
+        futures = [_pool(workers).submit(run, task) for task in tasks]
+        wait(futures)  # for all of them, also if one fails: nothing goes on behind its caller's back
+        return [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)
 

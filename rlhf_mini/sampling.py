@@ -83,8 +83,9 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         (B,) long.
     """
     precise = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulated = logits.to(precise).softmax(-1).cumsum(-1)  # (B, V)
-    thresholds = (uniforms.to(precise) * cumulated[:, -1]).unsqueeze(-1)  # (B, 1): the sum is 1 only up to rounding
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()  # (B, V), the probabilities up to a factor
+    cumulated = weights.cumsum(-1, dtype=precise)  # (B, V)
+    thresholds = (uniforms.to(precise) * cumulated[:, -1]).unsqueeze(-1)  # (B, 1)
     return torch.searchsorted(cumulated, thresholds, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
@@ -119,21 +120,18 @@ def sample(
     uniforms = uniforms.to(device)
 
     response_ids = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=device)  # (B, R)
-    response_mask = torch.zeros((batch, max_new_tokens), dtype=torch.bool, device=device)  # (B, R)
     logprobs = torch.zeros((batch, max_new_tokens), dtype=torch.float32, device=device)  # (B, R)
 
     # The batch holds `rows` of the output, fewer and fewer of them; `running` marks those that have not ended.
     rows = torch.arange(batch, device=device)  # (b,)
     running = torch.ones(batch, dtype=torch.bool, device=device)  # (b,)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
-    ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # (1, N)
+    ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)  # (N,)
     cache = Cache(lengths, max_new_tokens)
-    layout = Rows(lengths, cache)
 
-    with packed(model):
-        logits = model(
-            ids, position_ids=layout.position_ids, rows=layout, use_cache=False, logits_to_keep=lengths.cumsum(0) - 1
-        ).logits[0]  # (B, V), after the last token of each prompt
+    with packed(model) as read:
+        # After the last token of each prompt: (B, V)
+        logits = read(ids, Rows(lengths, cache), keep=lengths.cumsum(0) - 1)
         for step in range(max_new_tokens):
             logits = logits.float()
             if temperature > 0:
@@ -142,25 +140,24 @@ def sample(
             else:
                 tokens = logits.argmax(-1)  # (b,)
             token_logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)  # (b,)
-
-            written = rows[running]
-            response_ids[written, step] = tokens[running]
-            response_mask[written, step] = True
-            logprobs[written, step] = token_logprobs[running]
+            response_ids[rows, step] = tokens  # of rows that have ended too: see below
+            logprobs[rows, step] = token_logprobs
 
             running = running & (tokens != eos_token_id)
             left = int(running.sum())
             if left == 0 or step == max_new_tokens - 1:
                 break
             if len(rows) - left >= COMPACT_SHARE * len(rows):
-                keep = running.nonzero().squeeze(-1)
-                cache.keep(keep)
-                rows, running, tokens = rows[keep], running[keep], tokens[keep]
-            # (b, V)
-            logits = model(tokens.unsqueeze(0), position_ids=cache.grow(), rows=cache, use_cache=False).logits[0]
+                kept = running.nonzero().squeeze(-1)
+                cache.keep(kept)
+                rows, running, tokens = rows[kept], running[kept], tokens[kept]
+            cache.grow()
+            logits = read(tokens, cache)  # (b, V)
 
-    longest = int(response_mask.sum(-1).max())
-    return Rollout(response_ids[:, :longest], response_mask[:, :longest], logprobs[:, :longest])
+    response_ids, logprobs = response_ids[:, : step + 1], logprobs[:, : step + 1]
+    ends = response_ids == eos_token_id
+    response_mask = ends.cumsum(-1) - ends.long() == 0  # through the first end of text; what a row said later is erased
+    return Rollout(response_ids.masked_fill(~response_mask, pad_token_id), response_mask, logprobs * response_mask)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

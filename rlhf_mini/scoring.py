@@ -49,38 +49,42 @@ def in_length_buckets(
     """
     if not bool(attention_mask[:, 0].all()):
         raise ValueError("a row begins with padding: these sequences are to be padded on the right")
-    order = attention_mask.sum(-1).argsort(stable=True)  # (B,)
+    # Longest first: in parallel, short ones then fill what is left of the time.
+    order = attention_mask.sum(-1).argsort(stable=True, descending=True)  # (B,)
     tasks = [partial(forward, rows) for rows in order.split(bucket_size)]
     outputs = [task() for task in tasks] if torch.is_grad_enabled() else in_parallel(*tasks)
     return torch.cat(outputs)[order.argsort()]
 
 
 def token_values(
-    value_model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, bucket_size: int = BUCKET_SIZE
+    value_model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    wanted: torch.Tensor,
+    bucket_size: int = BUCKET_SIZE,
 ) -> torch.Tensor:
-    """The scalar head of a ...ForSequenceClassification model, read at every position.
+    """The scalar head of a ...ForSequenceClassification model, read at the `wanted` positions.
 
     Args:
         input_ids, attention_mask: (B, T), right-padded.
+        wanted: (B, T) bool, True on real tokens only.
 
     Returns:
-        (B, T) float32, minus `config.reward_mean`, the constant that puts demonstrations at 0 (absent: 0).
-        Meaningless on padding.
+        (B, T) float32, minus `config.reward_mean`, the constant that puts demonstrations at 0 (absent: 0);
+        0 where not wanted.
     """
-
     lengths = attention_mask.sum(-1)  # (B,)
+    mean = getattr(value_model.config, "reward_mean", 0.0)
 
     def forward(rows: torch.Tensor) -> torch.Tensor:
         layout = Rows(lengths[rows])
-        hidden = value_model.base_model(
-            layout.pack(input_ids[rows]), position_ids=layout.position_ids, rows=layout, use_cache=False
-        ).last_hidden_state  # (1, N, d)
-        values = layout.unpack(value_model.score(hidden).squeeze(-1).float())  # (b, width)
-        return torch.nn.functional.pad(values, (0, input_ids.shape[1] - values.shape[1]))  # (b, T)
+        keep = layout.pack(wanted[rows]).nonzero().squeeze(-1)  # (n,)
+        values = read(layout.pack(input_ids[rows]), layout, keep).squeeze(-1)  # (n,)
+        empty = values.new_zeros(wanted[rows].shape, dtype=torch.float32)  # (b, T)
+        return empty.masked_scatter(wanted[rows], values.float() - mean)
 
-    with packed(value_model):
-        values = in_length_buckets(forward, attention_mask, bucket_size)
-    return values - getattr(value_model.config, "reward_mean", 0.0)
+    with packed(value_model) as read:
+        return in_length_buckets(forward, attention_mask, bucket_size)
 
 
 def score(
@@ -94,9 +98,9 @@ def score(
     Returns:
         (B,) float32, in units of the reward model's logit.
     """
-    values = token_values(reward_model, input_ids, attention_mask, bucket_size)  # (B, T)
     last = attention_mask.sum(-1, keepdim=True) - 1  # (B, 1)
-    return values.gather(1, last).squeeze(1)
+    wanted = torch.zeros_like(attention_mask, dtype=torch.bool).scatter(1, last, True)  # (B, T)
+    return token_values(reward_model, input_ids, attention_mask, wanted, bucket_size).sum(-1)
 
 
 def response_values(
@@ -115,10 +119,13 @@ def response_values(
     Returns:
         (B, R) float32, 0 where masked.
     """
-    values = token_values(value_model, input_ids, attention_mask, bucket_size)  # (B, T)
-    first = attention_mask.sum(-1) - response_mask.sum(-1) - 1  # (B,): the prompt's last token
-    columns = first.unsqueeze(1) + torch.arange(response_mask.shape[1], device=values.device)  # (B, R)
-    return values.gather(1, columns.clamp(max=values.shape[1] - 1)) * response_mask
+    lengths = attention_mask.sum(-1, keepdim=True)  # (B, 1)
+    first = lengths - response_mask.sum(-1, keepdim=True) - 1  # (B, 1): the prompt's last token
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+    wanted = (position >= first) & (position < lengths - 1)  # (B, T)
+    values = token_values(value_model, input_ids, attention_mask, wanted, bucket_size)  # (B, T)
+    empty = values.new_zeros(response_mask.shape)  # (B, R)
+    return empty.masked_scatter(response_mask, values.masked_select(wanted))
 
 
 def response_logprobs(
@@ -147,19 +154,19 @@ def response_logprobs(
 
     def forward(rows: torch.Tensor) -> torch.Tensor:
         layout = Rows(lengths[rows])
-        ids = layout.pack(input_ids[rows])  # (1, N)
+        ids = layout.pack(input_ids[rows])  # (N,)
         # The logits that predict a token stand one position before it.
-        targets = (layout.position_ids[0] >= first[rows].repeat_interleave(lengths[rows])).nonzero().squeeze(-1)  # (n,)
-        output = model(ids, position_ids=layout.position_ids, rows=layout, use_cache=False, logits_to_keep=targets - 1)
-        log_distribution = (output.logits[0].float() / temperature).log_softmax(-1)  # (n, V)
-        logprobs = log_distribution.gather(-1, ids[0, targets].unsqueeze(-1))  # (n, 1)
+        targets = (layout.position_ids >= first[rows].repeat_interleave(lengths[rows])).nonzero().squeeze(-1)  # (n,)
+        logits = read(ids, layout, keep=targets - 1)  # (n, V)
+        log_distribution = (logits.float() / temperature).log_softmax(-1)  # (n, V)
+        logprobs = log_distribution.gather(-1, ids[targets].unsqueeze(-1))  # (n, 1)
         with torch.no_grad():  # only looked at, never trained on
             entropy = -(log_distribution.exp() * log_distribution).sum(-1, keepdim=True)  # (n, 1)
         mask = response_mask[rows]  # (b, R)
         both = logprobs.new_zeros((*mask.shape, 2))  # (b, R, 2)
         return both.masked_scatter(mask.unsqueeze(-1), torch.cat([logprobs, entropy], dim=-1))
 
-    with packed(model):
+    with packed(model) as read:
         both = in_length_buckets(forward, attention_mask, bucket_size)  # (B, R, 2)
     return both[..., 0], both[..., 1].detach()
 

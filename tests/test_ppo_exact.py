@@ -68,7 +68,7 @@ def new_world(seed: int = 0, **changes: Any) -> World:
     tokenizer = Characters(tokenizer_object=characters, pad_token="_", eos_token=".")
     config = GPT2Config(
         vocab_size=len(VOCABULARY), n_positions=16, n_embd=32, n_layer=1, n_head=2, initializer_range=0.1,
-        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, num_labels=1,
+        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, num_labels=1,
         pad_token_id=PAD, eos_token_id=EOS, bos_token_id=EOS,
     )  # fmt: skip
     policy, value_model = GPT2LMHeadModel(config).eval(), GPT2ForSequenceClassification(copy.deepcopy(config)).eval()
@@ -114,11 +114,9 @@ def practise(world: World) -> list[dict[str, float]]:
     learner, history = Learner(models, options), []
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS] * (options.episodes // len(PROMPTS))
     for update in range(options.updates):
-        rates = options.learning_rate, options.value_learning_rate
-        for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * (1 - update / options.updates)  # to 0: what is left is no noise
+        learner.set_rates(1 - update / options.updates)  # to 0: what is left is no noise
         episodes = train.collect(models, prompts, options, learner.kl_coef, learner.generator)
-        history.append(train.learn(models, learner.optimizer, episodes, options, learner.generator, iter([])))
+        history.append(train.learn(models, learner.optimizers, episodes, options, learner.generator, iter([])))
     return history
 
 
@@ -230,7 +228,7 @@ def values_one_token_late(world: World, patch: Patch) -> None:
     """They have seen the token, so they take away what it has earned."""
 
     def response_values(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, size: int) -> Tensor:
-        values = scoring.token_values(model, input_ids, attention_mask, size)  # (B, T)
+        values = scoring.token_values(model, input_ids, attention_mask, attention_mask.bool(), size)  # (B, T)
         first = attention_mask.sum(-1) - mask.sum(-1)  # (B,): the response's first token, not the one before it
         columns = first.unsqueeze(1) + torch.arange(mask.shape[1])  # (B, R)
         return values.gather(1, columns.clamp(max=values.shape[1] - 1)) * mask

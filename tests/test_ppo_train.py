@@ -204,17 +204,19 @@ def even_tokens(prompts: Sequence[Messages], responses: Sequence[Response]) -> l
 def practise(models: Models, options: PPOOptions, updates: int) -> list[dict[str, float]]:
     """PPO without the stage around it: the metrics of each rollout."""
     learner = Learner(models, options)
-    for group, rate in zip(
-        learner.optimizer.param_groups, (options.learning_rate, options.value_learning_rate), strict=True
-    ):
-        group["lr"] = rate
+    learner.set_rates(1.0)
     generator, history = seeded(), []
     prompts = messages(8) * (options.episodes // 8)
     for _ in range(updates):
         episodes = train.collect(models, prompts, options, options.kl_coef, generator)
         history.append(report.of_rollout(episodes, options, options.kl_coef))
-        train.learn(models, learner.optimizer, episodes, options, generator, no_texts())
+        train.learn(models, learner.optimizers, episodes, options, generator, no_texts())
     return history
+
+
+def gradient_descent(models: Models, rate: float) -> list[torch.optim.Optimizer]:
+    """Plain, so that a step is the gradient."""
+    return [torch.optim.SGD(model.parameters(), lr=rate) for model in (models.policy, models.value_model)]
 
 
 def test_ppo_finds_a_simple_reward_and_the_kl_holds_it_back(runs: Path) -> None:
@@ -240,10 +242,7 @@ def test_one_step_raises_what_was_good(runs: Path) -> None:
     models = loaded(runs)
     options = options_for(runs, num_minibatches=1, learning_rate=1e-3)
     episodes = collect(models, messages(8), options)
-    optimizer = torch.optim.SGD(
-        [{"params": list(m.parameters()), "lr": 0.01} for m in (models.policy, models.value_model)]
-    )
-    train.learn(models, optimizer, episodes, options, seeded(), no_texts())
+    train.learn(models, gradient_descent(models, 0.01), episodes, options, seeded(), no_texts())
     new_logprobs, new_values = new_pass(models, episodes, 1.0)
     mask = episodes.response_mask
     gain = ((new_logprobs - episodes.logprobs) * episodes.advantages)[mask].mean()
@@ -286,8 +285,7 @@ def test_minibatches_are_drawn_anew_and_cover_every_episode(runs: Path, monkeypa
         return original(self, rows)
 
     monkeypatch.setattr(Episodes, "__getitem__", select)
-    groups = [{"params": list(m.parameters()), "lr": 0.0} for m in (models.policy, models.value_model)]
-    metrics = train.learn(models, torch.optim.SGD(groups), episodes, options, seeded(), no_texts())
+    metrics = train.learn(models, gradient_descent(models, 0.0), episodes, options, seeded(), no_texts())
     assert [len(rows) for rows in seen] == [2] * 8
     epochs = [sum(seen[:4], []), sum(seen[4:], [])]  # noqa: RUF017
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8))
@@ -435,9 +433,7 @@ def test_ptx_moves_the_policy_only_and_towards_the_texts(runs: Path) -> None:
     def after(ptx_coef: float) -> Models:
         models, options = loaded(runs), options_for(runs, num_minibatches=1, ptx_coef=ptx_coef)
         episodes = collect(models, messages(8), options)
-        both = (models.policy, models.value_model)
-        optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr": 0.1} for model in both])
-        metrics = train.learn(models, optimizer, episodes, options, seeded(), repeat(texts))
+        metrics = train.learn(models, gradient_descent(models, 0.1), episodes, options, seeded(), repeat(texts))
         assert ("loss/ptx" in metrics) == (ptx_coef > 0)
         return models
 
@@ -480,12 +476,11 @@ def test_a_lost_policy_stops_or_warns_and_the_last_good_one_is_kept(
 
 def test_the_optimizer_is_the_papers(runs: Path) -> None:
     models = loaded(runs)
-    optimizer = Learner(models, options_for(runs)).optimizer
-    assert isinstance(optimizer, torch.optim.Adam)
-    assert [(group["betas"], group["eps"], group["weight_decay"]) for group in optimizer.param_groups] == [
-        ((0.9, 0.95), 1e-5, 0)
-    ] * 2
-    for group, model in zip(optimizer.param_groups, (models.policy, models.value_model), strict=True):
+    optimizers = Learner(models, options_for(runs)).optimizers
+    for optimizer, model in zip(optimizers, (models.policy, models.value_model), strict=True):
+        assert isinstance(optimizer, torch.optim.Adam)
+        (group,) = optimizer.param_groups
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-5, 0)
         assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
 
 

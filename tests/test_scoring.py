@@ -91,7 +91,7 @@ def test_the_pad_token_inside_a_text_counts_as_text(reward_model: GPT2ForSequenc
 def test_values_are_the_head_at_every_position(reward_model: GPT2ForSequenceClassification, bucket_size: int) -> None:
     input_ids, mask = right_pad(SEQUENCES, PAD)
     _, response_mask = right_pad(RESPONSES, PAD)
-    everywhere = token_values(reward_model, input_ids, mask, bucket_size)
+    everywhere = token_values(reward_model, input_ids, mask, mask.bool(), bucket_size)
     before = response_values(reward_model, input_ids, mask, response_mask.bool(), bucket_size)
     assert everywhere.shape == input_ids.shape
     assert before.shape == response_mask.shape
@@ -153,7 +153,7 @@ def test_buckets_restore_the_order() -> None:
         return rows * 10
 
     assert in_length_buckets(forward, mask, 4).tolist() == [0, 10, 20, 30, 40, 50]
-    assert seen == [[1, 1, 2, 3], [4, 5]]
+    assert seen == [[5, 4, 3, 2], [1, 1]]  # the longest first
 
 
 def test_texts(nano_base: Path) -> None:

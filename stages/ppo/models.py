@@ -100,22 +100,42 @@ class Learner:
             self.ema = AveragedModel(models.policy, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
             self.models["ema"] = self.ema
         # Adam as in the paper (betas) and in OpenAI's code (eps).
-        groups = [{"params": list(model.parameters()), "lr": 0.0} for model in (models.policy, models.value_model)]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-5, fused=True)
+        self.optimizers = [
+            torch.optim.Adam(model.parameters(), betas=(0.9, 0.95), eps=1e-5, fused=True)
+            for model in (models.policy, models.value_model)
+        ]
+        self.peaks = options.learning_rate, options.value_learning_rate
         self.generator = torch.Generator().manual_seed(options.seed)
         self.kl_coef = options.kl_coef
+
+    def set_rates(self, share: float) -> None:
+        """The learning rates of the next update: a share of their peaks."""
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = share * peak
+
+    def average(self) -> None:
+        """Takes the policy as it is now into the average, if there is one."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.models["policy"])
+
+    def take_average(self) -> None:
+        """Makes the policy the average, if there is one."""
+        if self.ema is not None:
+            self.models["policy"].load_state_dict(self.ema.module.state_dict())
 
     def tensors(self) -> Tensors:
         return {
             **{name: model.state_dict() for name, model in self.models.items()},
-            "optimizer": optimizer_tensors(self.optimizer),
+            "policy_optimizer": optimizer_tensors(self.optimizers[0]),
+            "value_optimizer": optimizer_tensors(self.optimizers[1]),
             "generator": {"state": self.generator.get_state()},
         }
 
     def restore(self, saved: State) -> None:
         for name, model in self.models.items():
             model.load_state_dict(saved.tensors[name])
-        load_optimizer(self.optimizer, saved.tensors["optimizer"])
+        for optimizer, name in zip(self.optimizers, ("policy_optimizer", "value_optimizer"), strict=True):
+            load_optimizer(optimizer, saved.tensors[name])
         self.generator.set_state(saved.tensors["generator"]["state"])
         self.kl_coef = saved.state["kl_coef"]
 

@@ -20,9 +20,6 @@ from stages.ppo.options import PPOOptions
 SPARSE_EVERY = 5  # updates between two console lines where there is no terminal
 
 
-MUST_BE_FINITE = ("loss/policy", "loss/value", "policy/grad_norm", "value/grad_norm")
-
-
 def of_rollout(episodes: Episodes, options: PPOOptions, kl_coef: float) -> dict[str, float]:
     """Metrics of a rollout. KL, entropy and reward are of whole responses: summed over tokens, averaged over responses.
 

@@ -22,11 +22,12 @@ B episodes, b of one optimizer step, R response, T = prompt + response (right-pa
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from rlhf_mini import sampling, scoring
 from rlhf_mini.checkpoints import check_parent, finish, writing
@@ -42,6 +43,8 @@ from stages.ppo.models import Episodes, Learner, Models, batches, check_reward_m
 from stages.ppo.options import PPOOptions
 
 Scalars = dict[str, torch.Tensor]
+Objective = tuple[torch.Tensor, Scalars]  # a loss, and what to log of it
+Texts = Iterator[list[list[int]]]
 
 
 @torch.no_grad()
@@ -81,55 +84,61 @@ def collect(
     return Episodes(*inputs, ended, logprobs, ref_logprobs, values, scores, rewards, advantages, returns)
 
 
-def policy_step(policy: Any, batch: Episodes, options: PPOOptions, texts: Iterator[list[list[int]]]) -> Scalars:
-    """The policy's loss on b episodes, and its gradient, shortened to `max_grad_norm`."""
+def policy_objective(policy: Any, options: PPOOptions, texts: Texts, batch: Episodes) -> Objective:
+    """The policy's loss on b episodes."""
     new_logprobs, entropy = scoring.response_logprobs(policy, *batch.inputs, options.temperature, options.bucket_size)
     loss, clip_fraction = losses.policy_loss(
         new_logprobs, batch.logprobs, batch.advantages, batch.response_mask, options.clip_range
     )
     scalars = {"loss/policy": loss, "policy/clip_fraction": clip_fraction}
+    scalars |= report.of_step(new_logprobs, batch.logprobs, entropy, batch.response_mask)
     if options.ptx_coef > 0:  # InstructGPT's equation 2, last term: the language-model loss on the base model's texts
         scalars["loss/ptx"] = scoring.text_loss(policy, next(texts))
         loss = loss + options.ptx_coef * scalars["loss/ptx"]
-    loss.backward()
-    scalars["policy/grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.parameters(), options.max_grad_norm)
-    return scalars | report.of_step(new_logprobs, batch.logprobs, entropy, batch.response_mask)
+    return loss, scalars
 
 
-def value_step(value_model: Any, batch: Episodes, options: PPOOptions) -> Scalars:
+def value_objective(value_model: Any, options: PPOOptions, batch: Episodes) -> Objective:
     """The same for the value model."""
     new_values = scoring.response_values(value_model, *batch.inputs, options.bucket_size)  # (b, R)
     loss, clip_fraction = losses.value_loss(
         new_values, batch.values, batch.returns, batch.response_mask, options.clip_range_value
     )
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(value_model.parameters(), options.max_grad_norm)
-    return {"loss/value": loss, "value/clip_fraction": clip_fraction, "value/grad_norm": norm}
+    return loss, {"loss/value": loss, "value/clip_fraction": clip_fraction}
+
+
+def descend(
+    name: str, optimizer: Optimizer, objective: Callable[[Episodes], Objective], minibatches: Sequence[Episodes],
+    max_grad_norm: float,
+) -> list[Scalars]:  # fmt: skip
+    """A step against the gradient on each minibatch. Fault, before this step, if a loss or gradient is not finite."""
+    parameters, steps = optimizer.param_groups[0]["params"], []
+    for batch in minibatches:
+        loss, scalars = objective(batch)
+        loss.backward()
+        scalars[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        if not all(torch.isfinite(scalar) for scalar in scalars.values()):
+            raise Fault("the loss or its gradient was not a finite number")
+        optimizer.step()
+        optimizer.zero_grad()
+        steps.append({key: scalar.detach() for key, scalar in scalars.items()})
+    return steps
 
 
 def learn(
-    models: Models, optimizer: torch.optim.Optimizer, episodes: Episodes, options: PPOOptions,
-    generator: torch.Generator, texts: Iterator[list[list[int]]],
+    models: Models, optimizers: Sequence[Optimizer], episodes: Episodes, options: PPOOptions,
+    generator: torch.Generator, texts: Texts,
 ) -> dict[str, float]:  # fmt: skip
-    """The inner epochs: clipped steps on policy and value model. Returns the metrics, averaged over the steps.
-
-    Fault, before the weights are touched, if a loss or a gradient is not finite.
-    """
-    steps = []
-    for _ in range(options.num_ppo_epochs):
-        for rows in torch.randperm(len(episodes), generator=generator).split(options.minibatch_size):
-            batch = episodes[rows.to(episodes.scores.device)]
-            of_policy, of_values = in_parallel(  # two networks that share nothing
-                partial(policy_step, models.policy, batch, options, texts),
-                partial(value_step, models.value_model, batch, options),
-            )
-            scalars = of_policy | of_values
-            if not all(torch.isfinite(scalar) for scalar in scalars.values()):
-                raise Fault("the loss or its gradient was not a finite number")
-            optimizer.step()
-            optimizer.zero_grad()
-            steps.append(scalars)
-    return report.of_update(steps)
+    """The inner epochs: clipped steps on policy and value model. Returns the metrics, averaged over the steps."""
+    orders = [torch.randperm(len(episodes), generator=generator) for _ in range(options.num_ppo_epochs)]
+    minibatches = [episodes[rows] for order in orders for rows in order.split(options.minibatch_size)]
+    of_policy = partial(policy_objective, models.policy, options, texts)
+    of_values = partial(value_objective, models.value_model, options)
+    steps = in_parallel(  # two networks that share nothing: each goes through all minibatches at its own pace
+        partial(descend, "policy", optimizers[0], of_policy, minibatches, options.max_grad_norm),
+        partial(descend, "value", optimizers[1], of_values, minibatches, options.max_grad_norm),
+    )
+    return report.of_update([policy | value for policy, value in zip(*steps, strict=True)])
 
 
 def train_ppo(options: PPOOptions) -> None:
@@ -139,13 +148,10 @@ def train_ppo(options: PPOOptions) -> None:
     rm = check_reward_model(options, sft)
     parents = [parent for parent in (sft, rm) if parent]
     models = load(sft, rm, options)
-    policy, tokenizer = models.policy, models.tokenizer
+    learner, policy, tokenizer = Learner(models, options), models.policy, models.tokenizer
     sampling.check_prompt_lengths(policy, sampling.encode_prompts(tokenizer, prompts), options.max_new_tokens)
     texts, aside = report.split_texts(scoring.encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
     evaluation = report.Evaluation(models, options, aside)
-    learner = Learner(models, options)
-    optimizer, rates = learner.optimizer, (options.learning_rate, options.value_learning_rate)
-
     files = [options.prompts, options.validation_prompts, options.ptx_texts]
     with (
         Resume(options.run_dir, "ppo", command_of(options, files, parents), started) as resume,
@@ -164,24 +170,22 @@ def train_ppo(options: PPOOptions) -> None:
 
         for update in range(done + 1, options.updates + 1):
             clock = time.perf_counter()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * warmup_cosine(update - 1, options.updates - 1, options.warmup_updates)
+            learner.set_rates(warmup_cosine(update - 1, options.updates - 1, options.warmup_updates))
             batch = next(prompt_batches)
             try:
                 episodes = collect(models, batch, options, learner.kl_coef, learner.generator)
                 metrics |= report.of_rollout(episodes, options, learner.kl_coef)
                 guard.check(metrics, update)
-                metrics |= learn(models, optimizer, episodes, options, learner.generator, text_batches)
+                metrics |= learn(models, learner.optimizers, episodes, options, learner.generator, text_batches)
             except Fault as fault:
                 resume.remove()
                 raise UserError(guard.save(fault, update)) from None
-            if learner.ema is not None:
-                learner.ema.update_parameters(policy)
+            learner.average()
             if options.kl_target > 0:
                 learner.kl_coef = losses.adapt_kl_coef(
                     learner.kl_coef, metrics["objective/kl"], options.kl_target, options.kl_horizon, options.episodes
                 )
-            metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+            metrics["learning_rate"] = learner.optimizers[0].param_groups[0]["lr"]
             metrics["episodes_per_second"] = options.episodes / (time.perf_counter() - clock)
             log.log(update, **metrics)
             report.show(update, metrics, options, batch[0], episodes, tokenizer)
@@ -189,8 +193,7 @@ def train_ppo(options: PPOOptions) -> None:
                 tensors = learner.tensors() | {"last_good": guard.last_good}
                 resume.save(folder, update, tensors, {"kl_coef": learner.kl_coef, "metrics": metrics})
 
-        if learner.ema is not None:
-            policy.load_state_dict(learner.ema.module.state_dict())
+        learner.take_average()
         metrics |= evaluation()
         models.value_model.save_pretrained(folder / "value_model")
         finish(folder, stage="ppo", model=policy, **what)

@@ -33,6 +33,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhf_mini.checkpoints import check_parent, finish, writing
 from rlhf_mini.console import UserError, console
+from rlhf_mini.packing import Rows, packed
 from rlhf_mini.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.records import Record, read_demonstrations, read_prompts, read_rankings, write_jsonl
 from rlhf_mini.resume import Resume, command_of
@@ -57,8 +58,11 @@ class KWiseTrainer(StageTrainer, RewardTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         mask, ranks = inputs["mask"], inputs["ranks"]  # (B, K)
-        # N forward passes for the N = mask.sum() responses of the batch, in one call.
-        flat = model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits  # (N, 1)
+        # N forward passes for the N = mask.sum() responses of the batch, in one call, each read at its last token.
+        lengths = inputs["attention_mask"].sum(-1)  # (N,)
+        rows = Rows(lengths)
+        with packed(model) as read:
+            flat = read(rows.pack(inputs["input_ids"]), rows, keep=lengths.cumsum(0) - 1)  # (N, 1)
         scores = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, flat.squeeze(-1).float())  # (B, K)
         with torch.no_grad():
             better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]  # (B, K, K)

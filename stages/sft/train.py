@@ -33,6 +33,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_mini.checkpoints import check_parent, finish, writing
 from rlhf_mini.console import UserError, console
+from rlhf_mini.packing import Rows, packed
 from rlhf_mini.records import Record, read_demonstrations
 from rlhf_mini.resume import Resume, command_of
 from rlhf_mini.sampling import context_length, excerpt, respond
@@ -46,12 +47,12 @@ class CompletionTrainer(StageTrainer, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        labels = inputs["labels"][:, 1:]  # (B, T-1): the token that each position but the last predicts; -100 = no loss
-        predicts = F.pad(labels != -100, (0, 1))  # (B, T)
-        logits = model(
-            inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=predicts
-        ).logits  # (N, V): of the N completion tokens in the batch only
-        loss = F.cross_entropy(logits, labels[labels != -100], reduction="sum")
+        rows = Rows(inputs["attention_mask"].sum(-1))
+        labels = rows.pack(inputs["labels"])  # (N,); -100 = no loss, as on every row's first token
+        targets = (labels != -100).nonzero().squeeze(-1)  # (n,): the completions' tokens
+        with packed(model) as read:  # each is predicted one position before it
+            logits = read(rows.pack(inputs["input_ids"]), rows, keep=targets - 1)  # (n, V)
+        loss = F.cross_entropy(logits, labels[targets], reduction="sum")
         return loss / (len(logits) if num_items_in_batch is None else num_items_in_batch)
 
 
