@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE
 from rich.table import Table
 from transformers import AutoConfig
 
@@ -133,8 +134,8 @@ def main() -> None:
             return {"case": name} | summary(measure(name, case, rounds, folder, options), config, rate)
 
         main_cases = [
-            both("random weights, 32 tokens each", never_ending, options.rounds),
-            both("SFT checkpoint, its own lengths", real, options.rounds),
+            both("random weights", never_ending, options.rounds),
+            both("SFT checkpoint", real, options.rounds),
         ]
         show("PPO", main_cases)
         sweeps: dict[str, list[dict[str, Any]]] = {"episodes": [], "tokens": []}
@@ -233,20 +234,19 @@ def spread(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
 
 
 def show(title: str, results: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    for heading in ("", "ours", "TRL", "ratio (min-max)", "x floor", "TRL's", "MB", "TRL's", "rollout/generate"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    """Each figure as ours / TRL's; of the rollout, tokens a second as our sampler's / model.generate's."""
+    table = Table(title=f"{title}: ours / TRL's", box=SIMPLE, padding=0, pad_edge=False)
+    for heading in ("", "episodes/s", "ratio (range)", "x floor", "MB", "rollout"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading))
     for r in results:
+        ours, trl, ratio = r["ours"], r["trl"], r["ratio"]
         table.add_row(
             r["case"],
-            f"{r['ours']['episodes_per_second']:.1f} ep/s",
-            f"{r['trl']['episodes_per_second']:.1f} ep/s",
-            f"{r['ratio']['median']:.2f} ({r['ratio']['min']:.2f}-{r['ratio']['max']:.2f})",
-            f"{r['ours']['times_the_floor']:.1f}",
-            f"{r['trl']['times_the_floor']:.1f}",
-            f"{r['ours']['peak_memory_mb']}",
-            f"{r['trl']['peak_memory_mb']}",
-            f"{r['sample']['tokens_per_second']:.0f} / {r['generate']['tokens_per_second']:.0f} tokens/s",
+            f"{ours['episodes_per_second']:.0f} / {trl['episodes_per_second']:.0f}",
+            f"{ratio['median']:.2f} ({ratio['min']:.1f}-{ratio['max']:.1f})",
+            f"{ours['times_the_floor']:.1f} / {trl['times_the_floor']:.1f}",
+            f"{ours['peak_memory_mb']} / {trl['peak_memory_mb']}",
+            f"{r['sample']['tokens_per_second'] / 1e3:.1f}k / {r['generate']['tokens_per_second'] / 1e3:.1f}k",
         )
     console.print(table)
 
