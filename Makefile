@@ -30,18 +30,18 @@ $(error RUN must be one word, the name of a folder under runs/)
 endif
 
 help:
-	@echo 'make sft rm ppo  the whole recipe, each stage from the checkpoint before it   3-4 min, 0.9 GB'
+	@echo 'make sft rm ppo  the whole recipe, each stage from the checkpoint before it   2-4 min, 1.0 GB'
 	@echo
-	@echo '  make sft       supervised fine-tuning of the base model on demonstrations    1 min, 0.9 GB'
-	@echo '  make rm        reward model: samples responses, has them ranked, learns      1.3 min, 0.9 GB'
-	@echo '  make ppo       PPO against the reward model                                  1.2 min, 0.8 GB'
+	@echo '  make sft       supervised fine-tuning of the base model on demonstrations    0.5-1 min, 1 GB'
+	@echo '  make rm        reward model: samples responses, has them ranked, learns      0.8-1.5 min, 1 GB'
+	@echo '  make ppo       PPO against the reward model                                  0.6-1.2 min, 1 GB'
 	@echo '  make compare   base, SFT and PPO side by side, and measured                  1 min, 0.9 GB'
 	@echo '  make doctor    what is wrong with a run, stage by stage, and what to try     1 s, 0.1 GB'
 	@echo
-	@echo '  make seeds     the recipe and its comparison for three seeds: docs/results.md 14 min, 0.9 GB'
-	@echo '  make base      rebuild the base model in data/base from nothing              25-40 min, 1.2 GB'
+	@echo '  make seeds     the recipe and its comparison for three seeds: docs/results.md 7-14 min, 1 GB'
+	@echo '  make base      rebuild the base model in data/base from nothing              15-40 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge        5 s, 0.3 GB'
-	@echo '  make bench     PPO beside TRL 1.12.0: speed, memory, share of the possible   10 min, 1.5 GB'
+	@echo '  make bench     PPO beside TRL 1.12.0: speed, memory, share of the possible   5-10 min, 2 GB'
 	@echo '  make parity    record what TRL 1.12.0 computes, for the tests; installs it    0.5 min, 0.5 GB'
 	@echo '  make test      all tests                                                     3 min, 1.5 GB'
 	@echo '  make lint      ruff and mypy                                                 0.5 min, 0.5 GB'
