@@ -1,9 +1,10 @@
-"""GPT-2's forward pass over packed rows, written out: what packing.py does for any model, in two thirds of the time.
+"""GPT-2's forward pass over packed rows, written out: what packing.py does for any model, by a shorter way.
 
 The weights are those of transformers' model, and so are their gradients. What is saved lies between the matrix
 products: queries, keys and values stay together until attention needs them apart; in the last layer, positions that
 nobody asked for stop where attention has read them; and for the few rows of a decoding step, walking through sixty
-modules takes as long as the arithmetic. tests/test_gpt2.py compares values and gradients with the model's own.
+modules takes as long as the arithmetic (docs/performance.md). tests/test_gpt2.py compares values and gradients with
+the model's own.
 
 Shapes: N tokens of packed rows, n of them asked for, B rows, T the longest of them, H heads, D width of a head.
 """
