@@ -47,10 +47,7 @@ def reader(model: Any) -> Callable[[Tensor, "Rows | Cache", Tensor | None], Tens
     trunk, heads, width = model.transformer, model.config.n_head, (model.config.n_embd,)
     head = model.lm_head.weight if isinstance(model, GPT2LMHeadModel) else model.score.weight  # (V or labels, H * D)
     layers = [
-        [
-            (part.weight, part.bias)
-            for part in (b.ln_1, b.attn.c_attn, b.attn.c_proj, b.ln_2, b.mlp.c_fc, b.mlp.c_proj)
-        ]
+        [(part.weight, part.bias) for part in (b.ln_1, b.attn.c_attn, b.attn.c_proj, b.ln_2, b.mlp.c_fc, b.mlp.c_proj)]
         for b in trunk.h
     ]
     activation, epsilon = trunk.h[0].mlp.act, model.config.layer_norm_epsilon

@@ -178,9 +178,7 @@ def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
     return [[eos, *ids, eos][: context_length(model)] for ids in encoded]
 
 
-def text_loss(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE
-) -> torch.Tensor:
+def text_loss(model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE) -> torch.Tensor:
     """Mean of -log p(token | those before it) over the tokens of encoded texts, but their first: a scalar, in nats."""
     input_ids, attention_mask = right_pad(texts, 0)  # (B, T)
     input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
