@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 if TYPE_CHECKING:
     from rlhf_mini.packing import Cache, Rows
 
-# The modules that `reader` passes over. An adapter, a quantized layer or a pruned one is another type.
+# The modules that `reader` passes over. An adapter or a quantized layer is another type.
 KNOWN = {GPT2LMHeadModel, GPT2ForSequenceClassification, GPT2Model, GPT2Block, GPT2Attention, GPT2MLP, Conv1D}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.Linear, nn.Dropout}
 
@@ -33,9 +33,9 @@ def fits(model: PreTrainedModel) -> bool:
     config = model.config
     if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
         return False
-    activations = {type(block.mlp.act) for block in model.transformer.h}
+    known = KNOWN | {type(block.mlp.act) for block in model.transformer.h}
     for module in model.modules():
-        if type(module) not in KNOWN | activations or module._forward_hooks or module._forward_pre_hooks:
+        if type(module) not in known or module._forward_hooks or module._forward_pre_hooks:
             return False
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
             return False

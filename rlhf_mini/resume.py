@@ -34,7 +34,7 @@ from rlhf_mini.checkpoints import Parent, sha256, versions
 from rlhf_mini.console import console, plain
 from rlhf_mini.records import replacing
 
-FORMAT = 1  # of the file; raise it when an older reader would go wrong
+FORMAT = 2  # of the file; raise it when an older reader would go wrong
 
 Tensors = dict[str, dict[str, torch.Tensor]]  # groups such as a model's state_dict, by name
 
