@@ -34,6 +34,7 @@ def main() -> None:
     models = load(Parent(Path(case.sft), "sft", "", {}), Parent(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
     learner.set_rates(1.0)
+    sampling.encode_prompts(models.tokenizer, case.prompts)  # beforehand, as the stage does to check their lengths
     batches = case.batches()
     line.ready()
     while True:

@@ -10,6 +10,7 @@ Shapes: B rows, R response tokens (right-padded), V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,9 @@ Messages = list[dict[str, str]]
 
 # Removing rows copies the cache, so it waits until this share of the rows in the batch has ended.
 COMPACT_SHARE = 0.125
+
+# By tokenizer, its chat template and the prompt. A stage meets a prompt many times: sampled, scored, and again.
+_encoded: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], list[int]]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -54,10 +58,13 @@ class Rollout:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[list[int]]:
     """Tokens of each prompt through the chat template, up to where the assistant's turn begins."""
-    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    known = _encoded.setdefault(tokenizer, {})
+    keys = [(tokenizer.chat_template, *((m["role"], m["content"]) for m in prompt)) for prompt in prompts]
+    new = {key: list(prompt) for key, prompt in zip(keys, prompts, strict=True) if key not in known}
+    if new:
+        texts = tokenizer.apply_chat_template(list(new.values()), add_generation_prompt=True, tokenize=False)
+        known.update(zip(new, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+    return [known[key] for key in keys]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:

@@ -182,6 +182,8 @@ def test_prompts_and_responses_are_encoded_as_the_chat_template_says(nano_base: 
     assert encode_response(tokenizer, "Paris")[-1] == tokenizer.eos_token_id
     assert encode_response(tokenizer, "Paris", ended=False) == encode_response(tokenizer, "Paris")[:-1]
     assert encode_prompts(tokenizer, []) == []
+    tokenizer.chat_template = "{{ messages[0]['content'] }}!"  # what was encoded before does not stick
+    assert encode_prompts(tokenizer, [ask("Hi"), ask("Ho"), ask("Hi")]) == tokenizer(["Hi!", "Ho!", "Hi!"])["input_ids"]
 
 
 def test_respond(nano_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
