@@ -104,35 +104,42 @@ def main() -> None:
 def compare(options: CompareOptions, command: str) -> None:
     """Samples, judges, prints and writes runs/<run>/compare.jsonl and compare.json; `command` goes into the latter."""
     checkpoints = find_checkpoints(options)
-    records = [own_prompt(options)] if options.prompt else read_prompts(options.split)
-    records = records[: options.num_prompts or None]
+    records = [own_prompt(options)] if options.prompt else read_split(options)
     demonstrations = [] if options.prompt else read_demonstrations(options.demonstrations)
 
-    from rlhf_mini import (
-        measures,
-    )  # imports torch and transformers; --help and what is missing should not wait for them
-    from rlhf_mini.rankings import load_labelers
-    from rlhf_mini.world.labelers import gold_labeler
+    # It imports torch and transformers; --help and what is missing should not wait for them.
+    from rlhf_mini import measures
 
-    labelers = load_labelers(options.labelers)
-    stages, reward_model = measures.load_stages(checkpoints)
-    sampling = {key: getattr(options, key) for key in ("max_new_tokens", "temperature", "seed")}
-
-    rows = measures.collect(stages, reward_model, records, [*labelers, *gold_labeler()], **sampling)
-    for row in spread(rows, options.show, options.seed) if not options.prompt else rows:
-        show_responses(row)
+    models = measures.load_stages(checkpoints)
     if options.prompt:
+        for row in measures.collect(*models, records, measures.judges(options.labelers), **sampling(options)):
+            show_responses(row)
         return
+    rows, summary = measure(options, command, checkpoints, models, records, demonstrations)
+    for row in spread(rows, options.show, options.seed):
+        show_responses(row)
+    show_summary(summary)
+    write(options, rows, summary)
 
+
+def measure(
+    options: CompareOptions, command: str, checkpoints: dict[str, Parent], models: Any, records: Sequence[Record],
+    demonstrations: Sequence[Record],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+    """The lines of compare.jsonl and the content of compare.json; `models` is what `measures.load_stages` gives."""
+    from rlhf_mini import measures
+
+    stages, reward_model = models
+    rows = measures.collect(stages, reward_model, records, measures.judges(options.labelers), **sampling(options))
     lengths = measures.demonstrated(demonstrations, stages["sft"].tokenizer)
     groups = measures.summarize(rows, lengths, options.seed)
     of_rm = measures.reward_model_accuracy(
         stages["sft"],
         reward_model,
         records[: options.num_rm_prompts],
-        labelers,
+        measures.load_labelers(options.labelers),
         num_responses=options.num_responses,
-        **sampling,
+        **sampling(options),
     )
     summary = {
         "format": FORMAT,
@@ -143,7 +150,11 @@ def compare(options: CompareOptions, command: str) -> None:
         "demonstrated_tokens": lengths,
         "provenance": provenance(options, command, checkpoints),
     }
-    show_summary(summary)
+    return rows, summary
+
+
+def write(options: CompareOptions, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """runs/<run>/compare.jsonl and compare.json."""
     write_jsonl(options.run_dir / "compare.jsonl", (plain(row) for row in rows))
     write_json(options.run_dir / "compare.json", summary)
     console.print(f"compare: {options.run_dir / 'compare.jsonl'} and compare.json written", soft_wrap=True)
@@ -164,6 +175,16 @@ def find_checkpoints(options: CompareOptions) -> dict[str, Parent]:
     if not found["ppo"].info["options"].get("reward"):  # with --reward it was trained on something else, on purpose
         check_parent(options.run_dir / "ppo", "ppo", of=found["rm"])
     return found
+
+
+def read_split(options: CompareOptions) -> list[Record]:
+    """The prompts to compare on."""
+    return read_prompts(options.split)[: options.num_prompts or None]
+
+
+def sampling(options: CompareOptions) -> dict[str, Any]:
+    """How responses are sampled."""
+    return {key: getattr(options, key) for key in ("max_new_tokens", "temperature", "seed")}
 
 
 def own_prompt(options: CompareOptions) -> Record:

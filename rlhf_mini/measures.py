@@ -19,12 +19,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rlhf_mini.checkpoints import Parent
 from rlhf_mini.console import UserError, track
-from rlhf_mini.rankings import Count, Labeler, accuracy, agreement
+from rlhf_mini.rankings import Count, Labeler, accuracy, agreement, load_labelers
 from rlhf_mini.records import Record
 from rlhf_mini.sampling import Response, encode_response, respond
 from rlhf_mini.scoring import score_texts, sequence_logprobs
 from rlhf_mini.statistics import as_dict, divide, interval, mean_intervals, resampled_ratios
 from rlhf_mini.world.gold import WEIGHTS, judge
+from rlhf_mini.world.labelers import gold_labeler
 
 Figure = dict[str, float]  # mean, low, high
 
@@ -53,6 +54,11 @@ def load_stages(checkpoints: dict[str, Parent]) -> tuple[dict[str, Stage], Stage
     return {name: stages[name] for name in STAGES}, stages["rm"]
 
 
+def judges(labelers: str) -> list[Labeler]:
+    """Those that the function named "package.module:function" gives, and gold."""
+    return [*load_labelers(labelers), *gold_labeler()]
+
+
 # --- responses -------------------------------------------------------------------------------------------------------
 
 
@@ -71,8 +77,8 @@ def collect(
     Each stage draws from a seed of its own: with common draws SFT and PPO would often say the same and tie.
 
     Returns:
-        One row a prompt: the record without its check, and under "stages" by name what `_answer` gives. Wins over SFT
-        are judged by `judges`; a stage's are left out where they cannot judge.
+        One row a prompt: the record without its check, and under "stages" by name what `_answer` gives, the KL to SFT
+        and the rank that each of `judges` gives it among the three (None where a judge cannot judge).
     """
     prompts = [record["prompt"] for record in records]
     shown = len(prompts) > 1
@@ -103,12 +109,11 @@ def collect(
     rows = []
     for index, record in enumerate(track(records, "compare: judging") if shown else records):
         answers = {name: _answer(record, responses[name][index], scores[name][index]) for name in STAGES}
+        said = [responses[name][index] for name in STAGES]
+        ranks = {judge.name: dict(zip(STAGES, rank_blind(judge, record, said, rng), strict=True)) for judge in judges}
         for name, answer in answers.items():
             answer["kl"] = kl[name][index] if name in kl else None
-            answer["wins"] = {}
-            if name != "sft":
-                both = responses[name][index], responses["sft"][index]
-                answer["wins"] = {judge.name: win(judge, record, *both, rng) for judge in judges}
+            answer["ranks"] = {judge: of_judge[name] for judge, of_judge in ranks.items()}
         rows.append({key: value for key, value in record.items() if key != "check"} | {"stages": answers})
     return rows
 
@@ -126,23 +131,33 @@ def _answer(record: Record, response: Response, rm_score: float) -> dict[str, An
         "ended": response.ended,
         "tokens": len(response.ids),
         "words": len(response.text.split()),
+        "ids": response.ids,
         "rm_score": rm_score,
         "gold": gold.score if gold else None,
         "parts": gold.parts if gold else None,
     }
 
 
-def win(judge: Labeler, record: Record, one: Response, other: Response, rng: random.Random) -> float | None:
-    """1 if the judge prefers `one`, 0 if `other`, 1/2 for a tie, None if the judge cannot judge this prompt.
+def rank_blind(
+    judge: Labeler, record: Record, responses: Sequence[Response], rng: random.Random
+) -> list[int] | list[None]:
+    """The judge's ranks of the responses, 1 = best, equal = tied; None for each if the judge cannot judge this prompt.
 
-    Blind: the judge gets the two responses in random order, without a word on who wrote which.
+    Blind: the judge gets the responses in random order, without a word on who wrote which.
     """
-    swapped = rng.random() < 0.5
+    order = rng.sample(range(len(responses)), len(responses))
     try:
-        ranks = judge.rank(record, [other, one] if swapped else [one, other])
+        shuffled = judge.rank(record, [responses[index] for index in order])
     except UserError:
+        return [None] * len(responses)
+    return [shuffled[order.index(index)] for index in range(len(responses))]
+
+
+def win(answer: dict[str, Any], other: dict[str, Any], judge: str) -> float | None:
+    """1 if the judge ranks `answer` before `other`, 0 if after, 1/2 for a tie, None if the judge could not judge."""
+    rank, other_rank = answer["ranks"].get(judge), other["ranks"].get(judge)
+    if rank is None or other_rank is None:
         return None
-    rank, other_rank = reversed(ranks) if swapped else ranks
     return 1.0 if rank < other_rank else 0.5 if rank == other_rank else 0.0
 
 
@@ -152,14 +167,15 @@ def win(judge: Labeler, record: Record, one: Response, other: Response, rng: ran
 def figures(row: dict[str, Any], name: str) -> dict[str, float]:
     """The numbers of one stage's response that are averaged over prompts; NaN for what this response does not have."""
     answer, sft = row["stages"][name], row["stages"]["sft"]
-    heldout = [value for judge, value in answer["wins"].items() if judge != GOLD and value is not None]
+    wins = {judge: win(answer, sft, judge) if name != "sft" else None for judge in answer["ranks"]}
+    heldout = [value for judge, value in wins.items() if judge != GOLD and value is not None]
     gain = None if answer["gold"] is None else answer["gold"] - sft["gold"]
     numbers = {
         "gold": answer["gold"],
         **{part: (answer["parts"] or {}).get(part) for part in WEIGHTS},
         "gold_minus_sft": gain,
         "wins/heldout": sum(heldout) / len(heldout) if heldout else None,
-        **{f"wins/{judge}": answer["wins"].get(judge) for judge in row["stages"]["ppo"]["wins"]},
+        **{f"wins/{judge}": value for judge, value in wins.items()},
         "rm_score": answer["rm_score"],
         "kl": answer["kl"],
         "words": answer["words"],
@@ -170,11 +186,12 @@ def figures(row: dict[str, Any], name: str) -> dict[str, float]:
 
 
 def summarize(
-    rows: Sequence[dict[str, Any]], demonstrated_tokens: dict[str, float], seed: int = 0
+    rows: Sequence[dict[str, Any]], demonstrated_tokens: dict[str, float], seed: int = 0, runs: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Means with 95 % intervals over prompts, of all rows ("all"), by use case ("use_case/chat") and by "novel/...".
 
     Args:
+        rows: of all prompts, run by run if there are several `runs`; then the intervals are over runs, too.
         demonstrated_tokens: mean length of demonstrations, for "all" and for use cases, as `demonstrated` gives it.
 
     Returns:
@@ -192,12 +209,12 @@ def summarize(
     groups = {}
     for group, indices in of_group.items():
         by_stage: dict[str, dict[str, Figure]] = {stage: {} for stage in STAGES}
-        for (stage, metric), figure in zip(names, mean_intervals(values[indices], seed), strict=True):
+        for (stage, metric), figure in zip(names, mean_intervals(values[indices], seed, runs), strict=True):
             by_stage[stage][metric] = figure
         usual = demonstrated_tokens.get(group, demonstrated_tokens["all"])
         for of_stage in by_stage.values():
             of_stage["length_ratio"] = {key: value / usual for key, value in of_stage["tokens"].items()}
-        groups[group] = {"prompts": len(indices), "stages": by_stage}
+        groups[group] = {"prompts": len(indices) // runs, "stages": by_stage}
     return groups
 
 

@@ -25,6 +25,7 @@ from rlhf_mini.measures import (
     demonstrated,
     figures,
     headline,
+    rank_blind,
     summarize,
     win,
 )
@@ -57,30 +58,38 @@ class Unable(Longest):
         raise UserError("no check")
 
 
-def test_a_win_a_loss_and_a_tie_whatever_the_order() -> None:
-    long, short = Response("four", True), Response("two", True)
-    for seed in range(8):  # both orders come up
+def said(*texts: str) -> list[Response]:
+    return [Response(text, True) for text in texts]
+
+
+def test_ranks_come_back_in_the_order_of_the_responses() -> None:
+    for seed in range(8):  # all orders come up
         rng = random.Random(seed)
-        assert win(Longest(), {}, long, short, rng) == 1.0
-        assert win(Longest(), {}, short, long, rng) == 0.0
-        assert win(Longest(), {}, short, Response("six", True), rng) == 0.5
+        assert rank_blind(Longest(), {}, said("four", "one", "seven"), rng) == [2, 3, 1]
+        assert rank_blind(Longest(), {}, said("two", "six", "seven"), rng) == [2, 2, 1]
 
 
-def test_a_judge_who_goes_by_the_order_gives_one_half() -> None:
+def test_a_judge_who_goes_by_the_order_finds_nobody_better() -> None:
     rng = random.Random(0)
-    wins = [win(FirstOne(), {}, Response("a", True), Response("b", True), rng) for _ in range(1000)]
-    assert set(wins) == {0.0, 1.0}
-    assert sum(wins) / 1000 == pytest.approx(0.5, abs=0.05)  # type: ignore[arg-type]
+    ranks = [rank_blind(FirstOne(), {}, said("a", "b", "c"), rng) for _ in range(1500)]
+    firsts = [[rank[place] for rank in ranks].count(1) for place in range(3)]
+    assert sum(firsts) == 1500 and all(first == pytest.approx(500, abs=60) for first in firsts)
 
 
 def test_a_judge_who_cannot_judge_is_left_out() -> None:
-    assert win(Unable(), {}, Response("a", True), Response("b", True), random.Random(0)) is None
+    assert rank_blind(Unable(), {}, said("a", "b"), random.Random(0)) == [None, None]
 
 
-def answer(gold: float | None, wins: dict[str, float | None] | None = None, **other: Any) -> dict[str, Any]:
+def test_wins() -> None:
+    first, tied, last = ({"ranks": {"a": rank, "b": None}} for rank in (1, 1, 3))
+    assert [win(first, last, "a"), win(last, first, "a"), win(first, tied, "a")] == [1.0, 0.0, 0.5]
+    assert win(first, last, "b") is None
+
+
+def answer(gold: float | None, ranks: dict[str, int | None], **other: Any) -> dict[str, Any]:
     parts = None if gold is None else {"task": gold, "truthful": None}
     usual = {"response": "", "ended": True, "tokens": 4, "words": 3, "rm_score": 0.0, "kl": None}
-    return usual | {"gold": gold, "parts": parts, "wins": wins or {}} | other
+    return usual | {"gold": gold, "parts": parts, "ranks": ranks} | other
 
 
 ROWS = [
@@ -88,18 +97,18 @@ ROWS = [
         "use_case": "chat",
         "novel": "none",
         "stages": {
-            "base": answer(0.0, {"a": 0.0, "b": 0.0, "gold": 0.0}, ended=False),
-            "sft": answer(0.5),
-            "ppo": answer(1.0, {"a": 1.0, "b": 0.5, "gold": 1.0}, kl=3.0, tokens=9),
+            "base": answer(0.0, {"a": 3, "b": 3, "gold": 3}, ended=False),
+            "sft": answer(0.5, {"a": 2, "b": 1, "gold": 2}),
+            "ppo": answer(1.0, {"a": 1, "b": 1, "gold": 1}, kl=3.0, tokens=9),
         },
     },
     {
         "use_case": "extract",
         "novel": "both",
         "stages": {
-            "base": answer(0.25, {"a": 0.5, "b": 0.0, "gold": 0.0}),
-            "sft": answer(0.75),
-            "ppo": answer(0.25, {"a": 0.0, "b": 0.0, "gold": 0.0}, kl=1.0, tokens=3),
+            "base": answer(0.25, {"a": 1, "b": 3, "gold": 2}),
+            "sft": answer(0.75, {"a": 1, "b": 1, "gold": 1}),
+            "ppo": answer(0.25, {"a": 3, "b": 2, "gold": 2}, kl=1.0, tokens=3),
         },
     },
 ]
@@ -255,10 +264,10 @@ def test_the_whole_comparison(options: CompareOptions) -> None:
     assert [row["id"] for row in rows] == [record["id"] for record in PROMPTS]
     for row in rows:
         base, sft, ppo = (row["stages"][name] for name in STAGES)
-        measured = {"response", "ended", "tokens", "words", "rm_score", "gold", "parts", "kl", "wins"}
+        measured = {"response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks"}
         assert measured == set(base) == set(sft) == set(ppo)
         assert base["kl"] is None and sft["kl"] == 0.0 and ppo["kl"] != 0.0
-        assert sft["wins"] == {} and len(ppo["wins"]) == 4 and set(ppo["wins"].values()) <= {0.0, 0.5, 1.0}
+        assert len(ppo["ranks"]) == 4 and {*sft["ranks"].values(), *ppo["ranks"].values()} <= {1, 2, 3}
         assert max(base["tokens"], sft["tokens"], ppo["tokens"]) <= 6
 
     summary = json.loads((options.run_dir / "compare.json").read_text(encoding="utf-8"))
