@@ -19,7 +19,7 @@ seed = $(if $(SEED),--seed $(SEED))
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help $(STAGES) compare doctor seeds base data bench parity test lint clean FORCE
+.PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds base data bench parity test lint clean FORCE
 # One thing at a time even under -j: each stage feeds the next, and torch uses all cores by itself.
 .NOTPARALLEL:
 # The stages write their checkpoints atomically; make must not delete stage.json when Ctrl-C comes just after.
@@ -97,6 +97,21 @@ endif
 
 compare: $(OUT)/ppo/stage.json | $(INSTALLED)
 	$(PY) -m rlhf_mini.compare --run $(RUN) $(seed) $(call args,compare)
+
+evaluate: $(OUT)/ppo/stage.json | $(INSTALLED)
+	$(PY) -m rlhf_mini.evaluate --run $(RUN) $(seed) $(call args,evaluate)
+
+$(OUT)/evaluate.json: $(OUT)/ppo/stage.json | $(INSTALLED)
+	$(PY) -m rlhf_mini.evaluate --run $(RUN) $(seed)
+
+overopt: $(OUT)/rm/stage.json | $(INSTALLED)
+	$(PY) -m rlhf_mini.overopt --run $(RUN) $(seed) $(call args,overopt)
+
+report: $(OUT)/evaluate.json | $(INSTALLED)
+	$(PY) -m rlhf_mini.report --run $(RUN) $(call args,report)
+
+chat: $(OUT)/ppo/stage.json | $(INSTALLED)
+	$(PY) -m rlhf_mini.chat --run $(RUN) $(seed) $(call args,chat)
 
 # Whatever is there, finished or not: nothing is made first.
 doctor: | $(INSTALLED)

@@ -7,11 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_mini.checkpoints import finish, writing
+from rlhf_mini.checkpoints import check_parent, finish, writing
+from rlhf_mini.compare import CompareOptions
+from rlhf_mini.records import Record, write_jsonl
 from rlhf_mini.world.base import BaseOptions, new_model, prepare_for_chat, train_tokenizer
 
 TEXTS = ["What colour is a kiwi inside?", "It is green.", "Name the capital of France.", "It is Paris."]
@@ -67,3 +71,56 @@ def nano_base(_nano_base: Path, tmp_path: Path) -> Path:
     Each test gets a copy of its own in tmp_path/base, to build on or to break.
     """
     return Path(shutil.copytree(_nano_base, tmp_path / "base"))
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def prompt_record(number: int, use_case: str, content: str, check: dict[str, Any]) -> Record:
+    prompt = [{"role": "user", "content": content}]
+    return {"id": f"t-{number}", "use_case": use_case, "novel": "none", "prompt": prompt, "check": check}
+
+
+PROMPTS = [
+    prompt_record(1, "other", "Say the word frog twice.", {"repeat": {"word": "frog", "n": 2}, "max_words": 10}),
+    prompt_record(2, "other", "Say the word cup twice.", {"repeat": {"word": "cup", "n": 2}, "max_words": 10}),
+    prompt_record(3, "generation", "Write about a cat.", {"mention": [["cat"]], "max_words": 10}),
+    prompt_record(4, "generation", "Write about a hat.", {"mention": [["hat"]], "max_words": 10}),
+]
+
+
+@pytest.fixture
+def nano_run(nano_base: Path, tmp_path: Path) -> CompareOptions:
+    """Random checkpoints of all stages in tmp_path/runs/r, four prompts and a demonstration."""
+    run_dir = tmp_path / "runs" / "r"
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    parents = [check_parent(nano_base, "base")]
+    options = CompareOptions(
+        run="r",
+        runs_dir=str(tmp_path / "runs"),
+        base=str(nano_base),
+        split=str(tmp_path / "prompts" / "test.jsonl"),
+        demonstrations=str(tmp_path / "demonstrations.jsonl"),
+        max_new_tokens=6,
+        show=3,
+    )
+    for seed, stage in enumerate(("sft", "rm", "ppo")):
+        torch.manual_seed(seed)
+        if stage == "rm":
+            model = AutoModelForSequenceClassification.from_pretrained(nano_base, num_labels=1)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(nano_base)
+            with torch.no_grad():
+                model.transformer.wte.weight.add_(0.1 * torch.randn_like(model.transformer.wte.weight))
+        with writing(run_dir, stage) as folder:
+            finish(
+                folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics={},
+                started=time.time(), parents=parents,
+            )  # fmt: skip
+        parents = [*parents, check_parent(run_dir / stage, stage)]
+    write_jsonl(options.split, PROMPTS)
+    completion = [{"role": "assistant", "content": "It is green."}]
+    write_jsonl(
+        options.demonstrations, [{"prompt": PROMPTS[0]["prompt"], "completion": completion, "use_case": "other"}]
+    )
+    return options

@@ -6,15 +6,14 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from conftest import PROMPTS
+from transformers import AutoTokenizer
 
-from rlhf_mini.checkpoints import check_parent, finish, writing
+from rlhf_mini.checkpoints import check_parent
 from rlhf_mini.compare import CompareOptions, compare, spread
 from rlhf_mini.console import UserError, console, printable
 from rlhf_mini.measures import (
@@ -202,54 +201,9 @@ def test_model_text_is_only_text() -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def prompt_record(number: int, use_case: str, content: str, check: dict[str, Any]) -> Record:
-    prompt = [{"role": "user", "content": content}]
-    return {"id": f"t-{number}", "use_case": use_case, "novel": "none", "prompt": prompt, "check": check}
-
-
-PROMPTS = [
-    prompt_record(1, "other", "Say the word frog twice.", {"repeat": {"word": "frog", "n": 2}, "max_words": 10}),
-    prompt_record(2, "other", "Say the word cup twice.", {"repeat": {"word": "cup", "n": 2}, "max_words": 10}),
-    prompt_record(3, "generation", "Write about a cat.", {"mention": [["cat"]], "max_words": 10}),
-    prompt_record(4, "generation", "Write about a hat.", {"mention": [["hat"]], "max_words": 10}),
-]
-
-
 @pytest.fixture
-def options(nano_base: Path, tmp_path: Path) -> CompareOptions:
-    """Random checkpoints of all stages in tmp_path/runs/r, four prompts and a demonstration."""
-    run_dir = tmp_path / "runs" / "r"
-    tokenizer = AutoTokenizer.from_pretrained(nano_base)
-    parents = [check_parent(nano_base, "base")]
-    options = CompareOptions(
-        run="r",
-        runs_dir=str(tmp_path / "runs"),
-        base=str(nano_base),
-        split=str(tmp_path / "prompts" / "test.jsonl"),
-        demonstrations=str(tmp_path / "demonstrations.jsonl"),
-        max_new_tokens=6,
-        show=3,
-    )
-    for seed, stage in enumerate(("sft", "rm", "ppo")):
-        torch.manual_seed(seed)
-        if stage == "rm":
-            model = AutoModelForSequenceClassification.from_pretrained(nano_base, num_labels=1)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(nano_base)
-            with torch.no_grad():
-                model.transformer.wte.weight.add_(0.1 * torch.randn_like(model.transformer.wte.weight))
-        with writing(run_dir, stage) as folder:
-            finish(
-                folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics={},
-                started=time.time(), parents=parents,
-            )  # fmt: skip
-        parents = [*parents, check_parent(run_dir / stage, stage)]
-    write_jsonl(options.split, PROMPTS)
-    completion = [{"role": "assistant", "content": "It is green."}]
-    write_jsonl(
-        options.demonstrations, [{"prompt": PROMPTS[0]["prompt"], "completion": completion, "use_case": "other"}]
-    )
-    return options
+def options(nano_run: CompareOptions) -> CompareOptions:
+    return nano_run
 
 
 def test_the_whole_comparison(options: CompareOptions) -> None:

@@ -177,8 +177,8 @@ def complete(
     return out
 
 
-def knows(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, knowledge: Knowledge, shots: int) -> float:
-    """Share of all facts that the base completes rightly and greedily after `shots` other questions with answers."""
+def knows(model: Any, tokenizer: Any, knowledge: Knowledge, shots: int) -> list[bool]:
+    """Which of all facts the model completes rightly and greedily after `shots` other questions with answers."""
     rng, texts, facts = random.Random(1), [], list(knowledge.facts.values())
     for fact in facts:
         others = rng.sample([f for f in facts if f.relation is not fact.relation], shots)
@@ -190,7 +190,7 @@ def knows(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, knowledge:
         line = text.split("\n")[0]
         wrong = [a for a in fact.relation.pool if a not in fact.accepted and not any(has(g, a) for g in fact.accepted)]
         right.append(any(has(line, a) for a in fact.accepted) and not any(has(line, a) for a in wrong))
-    return sum(right) / len(right)
+    return right
 
 
 def obeys(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, records: list[dict[str, Any]]) -> float:
@@ -222,9 +222,10 @@ def main() -> None:
         loss = pretrain(model, blocks, options, MetricsLog(folder / "metrics.jsonl"))
         model.eval()
         prepare_for_chat(model, tokenizer)
+        right = knows(model, tokenizer, knowledge, options.few_shot)
         metrics = {
             "loss": loss,
-            "facts_right_few_shot": knows(model, tokenizer, knowledge, options.few_shot),
+            "facts_right_few_shot": sum(right) / len(right),
             "gold_on_bare_instructions": obeys(model, tokenizer, read_prompts(DATA / "prompts" / "validation.jsonl")),
         }
         console.print(metrics)

@@ -1,0 +1,216 @@
+"""Evaluates base, SFT and PPO of one run, or of several that differ in their seed, on prompts that no stage has seen.
+
+    python -m rlhf_mini.evaluate                                   # runs/default
+    python -m rlhf_mini.evaluate --runs seed0,seed1,seed2          # and over seeds: runs/evaluate.json
+
+It does what `rlhf_mini.compare` does for each run, and adds win rates of every pair by three judges (gold, the
+held-out labelers, the run's own reward model), the same at equal length, Bradley-Terry ratings over all pairs, and
+probes: truth, invention, harm, manners, and what the stages forgot of the base. Judges never learn which stage wrote
+what they judge.
+
+What to inspect: the ladder first. The judge that PPO was trained on (rm) should like PPO more than the others do, but
+not against them. Then the probes: that is where a better score hides what became worse.
+
+Of several runs, the intervals are over prompts and over runs, so they say what another seed may bring. They need runs
+that differ in nothing but the seed; with few of them they are too narrow (of r runs, by about sqrt((r - 1) / r)).
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rlhf_mini import compare
+from rlhf_mini.checkpoints import Parent
+from rlhf_mini.compare import (
+    CompareOptions,
+    both,
+    decimal,
+    find_checkpoints,
+    grid,
+    percent,
+    provenance,
+    read_split,
+    write_json,
+)
+from rlhf_mini.console import UserError, console, option, parse_options, run
+from rlhf_mini.records import read_demonstrations
+
+FORMAT = 1  # of evaluate.json
+JUDGES = {"gold": "gold", "heldout": "held-out labelers", "rm": "reward model"}
+PAIRS = [("sft", "base"), ("ppo", "sft"), ("ppo", "base")]
+SAME = ("sft", "rm", "ppo")  # stages whose options must agree, but for the seed, where runs are taken together
+
+
+@dataclass
+class EvaluateOptions:
+    """Options of `python -m rlhf_mini.evaluate`."""
+
+    run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
+    runs: str = option("", "Names of several runs, with commas between: each is evaluated, and all of them together.")
+    runs_dir: str = option("runs", "Folder of all runs.")
+    base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
+    out: str = option("", "Where the figures of several runs together go (default: RUNS_DIR/evaluate.json).")
+    seed: int = option(0, "Seed of the responses and of the bootstrap.")
+
+    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that no stage trained on.")
+    num_prompts: int = option(0, "Take only so many of them, from the first (0: all).")
+    max_new_tokens: int = option(48, "Tokens after which a response is cut.")
+    temperature: float = option(0.7, "Temperature of the responses; 0 takes the likeliest token each time.")
+    labelers: str = option(
+        "rlhf_mini.world.labelers:heldout_labelers",
+        "package.module:function that gives the judges: labelers whose rankings train nothing.",
+    )
+    samples: int = option(4, "Responses to each prompt of the probes that have prompts of their own.")
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.names) or not all(self.names):
+            raise UserError(f"--runs must name different runs, with commas between, not {self.runs!r}")
+        if self.samples < 1:
+            raise UserError(f"--samples must be at least 1, not {self.samples}")
+        for name in self.names:
+            self.of_run(name)  # UserError for the options that are compare's, too
+
+    @property
+    def names(self) -> list[str]:
+        return [name.strip() for name in self.runs.split(",")] if self.runs else [self.run]
+
+    def of_run(self, name: str) -> CompareOptions:
+        shared = ("runs_dir", "base", "seed", "split", "num_prompts", "max_new_tokens", "temperature", "labelers")
+        return CompareOptions(run=name, **{key: getattr(self, key) for key in shared})
+
+
+def main() -> None:
+    options = parse_options(
+        EvaluateOptions,
+        prog="python -m rlhf_mini.evaluate",
+        description="Evaluates base, SFT and PPO of one or several runs: judges, ratings, probes, intervals.",
+    )
+    evaluate(options, shlex.join(["python", "-m", "rlhf_mini.evaluate", *sys.argv[1:]]))
+
+
+def evaluate(options: EvaluateOptions, command: str) -> None:
+    """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several."""
+
+    def figures(summary: dict[str, Any]) -> dict[str, Any]:
+        of_runs = {name: provenance(options.of_run(name), command, found[name]) for name in summary["runs"]}
+        return {"format": FORMAT, **summary, "provenance": of_runs}
+
+    found = {name: find_checkpoints(options.of_run(name)) for name in options.names}
+    check_alike(found)
+    records = read_split(options.of_run(options.run))
+    demonstrations = read_demonstrations(CompareOptions.demonstrations)
+
+    # It imports torch and transformers; --help and what is missing should not wait for them.
+    from rlhf_mini import evaluation, measures, probes
+
+    measured = {}
+    for name, checkpoints in found.items():
+        if len(found) > 1:
+            console.print(f"evaluate: {name}")
+        of_run = options.of_run(name)
+        models = measures.load_stages(checkpoints)
+        rows, summary = compare.measure(of_run, command, checkpoints, models, records, demonstrations)
+        values = probes.measure(models[0], rows, options.samples, **compare.sampling(of_run))
+        compare.write(of_run, rows, summary)
+        measured[name] = evaluation.Measured(rows, summary, values)
+        together = figures(evaluation.summarize({name: measured[name]}, records, options.labelers, options.seed))
+        write_json(of_run.run_dir / "evaluate.json", together)
+    if len(measured) > 1:
+        together = figures(evaluation.summarize(measured, records, options.labelers, options.seed))
+    show(together)
+    for name in measured:
+        console.print(f"evaluate: {Path(options.runs_dir) / name / 'evaluate.json'} written", soft_wrap=True)
+    if len(measured) > 1:
+        out = Path(options.out or Path(options.runs_dir) / "evaluate.json")
+        write_json(out, together)
+        console.print(f"evaluate: {out} written", soft_wrap=True)
+
+
+def check_alike(found: dict[str, dict[str, Parent]]) -> None:
+    """UserError if runs that are to be taken together differ in more than the seed."""
+    aside = {"run", "runs_dir", "seed"}
+    first, *others = found
+    for other in others:
+        for stage in SAME:
+            one, two = (found[name][stage].info["options"] for name in (first, other))
+            different = sorted(key for key in {*one, *two} - aside if one.get(key) != two.get(key))
+            if different:
+                raise UserError(
+                    f"{first} and {other} differ in the {stage} stage's {', '.join(different)}, and only runs that "
+                    "differ in their seed can be taken together: evaluate them one by one"
+                )
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The tables: win rates, ratings, probes and the unseen."""
+    console.print()
+    console.print(wins_table(summary))
+    console.print(ratings_table(summary))
+    console.print(probes_table(summary))
+    console.print(novel_table(summary))
+
+
+def wins_table(summary: dict[str, Any]) -> Table:
+    table = grid("Win rates, a tie counts one half", "", "judge", "wins", "95 %", "at equal length", left=2)
+    for number, pair in enumerate(map("/".join, PAIRS)):
+        winner, loser = pair.split("/")
+        for judge, title in JUDGES.items():
+            figure, controlled = (summary[key][judge][pair] for key in ("win_rates", "length_controlled"))
+            first = f"{winner} over {loser}" if judge == "gold" else ""
+            table.add_row(first, title, *both(figure, percent), percent(controlled))
+        if number < len(PAIRS) - 1:
+            table.add_row()
+    table.add_row()
+    return table
+
+
+def ratings_table(summary: dict[str, Any]) -> Table:
+    judges = summary["bradley_terry"]
+    columns = [column for judge in judges for column in (JUDGES[judge], "95 %")]
+    table = grid("Bradley-Terry ratings, Elo points over the base", "", *columns)
+    for player in judges["gold"]:
+        table.add_row(player, *(c for of in judges.values() for c in both(of[player], lambda f: decimal(f, 0))))
+    table.add_row()
+    return table
+
+
+def probes_table(summary: dict[str, Any]) -> Table:
+    table = grid("Probes, and which way is better", "", "", "base", "sft", "ppo", left=2)
+    for probe in summary["probes"].values():
+        form = percent if probe["unit"] == "share" else decimal
+        cells = [
+            f"{mean} ({span.replace('%', '')})" for mean, span in (both(f, form) for f in probe["stages"].values())
+        ]
+        table.add_row(
+            "\N{UPWARDS ARROW}" if probe["better"] == "higher" else "\N{DOWNWARDS ARROW}", probe["title"], *cells
+        )
+    table.add_row()
+    return table
+
+
+def novel_table(summary: dict[str, Any]) -> Table:
+    table = grid("Gold where names or phrasings are new", "new (prompts)", "base", "sft", "ppo", "95 %")
+    for name, group in summary["novel"].items():
+        base, sft, ppo = group["gold"].values()
+        table.add_row(f"{name} ({group['prompts']})", decimal(base), decimal(sft), *both(ppo))
+    return table
+
+
+def read(path: Path, make: str) -> dict[str, Any]:
+    """An evaluate.json. UserError if it is not there yet; `make` is the command that makes it."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there yet: run `{make}`") from None
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} was written by another version of this project: run `{make}`")
+    return content
+
+
+if __name__ == "__main__":
+    run(main)
