@@ -104,7 +104,7 @@ evaluate: $(OUT)/ppo/stage.json | $(INSTALLED)
 $(OUT)/evaluate.json: $(OUT)/ppo/stage.json | $(INSTALLED)
 	$(PY) -m rlhf_mini.evaluate --run $(RUN) $(seed)
 
-overopt: $(OUT)/rm/stage.json | $(INSTALLED)
+overopt: $(OUT)/ppo/stage.json | $(INSTALLED)
 	$(PY) -m rlhf_mini.overopt --run $(RUN) $(seed) $(call args,overopt)
 
 report: $(OUT)/evaluate.json | $(INSTALLED)

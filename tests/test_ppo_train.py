@@ -340,6 +340,19 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth(runs: Path) -> None:
     assert [json.loads(line)["learning_rate"] for line in lines] == pytest.approx(expected, rel=1e-4)
 
 
+def test_snapshots_are_the_policies_on_the_way(runs: Path) -> None:
+    train.train_ppo(options_for(runs, updates=4, snapshot_steps=2, save_steps=0))
+    folder = runs / "nano" / "ppo"
+    assert sorted(path.name for path in (folder / "snapshots").iterdir()) == ["0002", "0004"]
+    half, end, final = (
+        AutoModelForCausalLM.from_pretrained(path).transformer.wte.weight
+        for path in (folder / "snapshots" / "0002", folder / "snapshots" / "0004", folder)
+    )
+    assert torch.equal(end, final) and not torch.equal(half, final)
+    with pytest.raises(UserError, match="--snapshot_steps needs --save_steps 0"):
+        options_for(runs, snapshot_steps=2, save_steps=1)
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

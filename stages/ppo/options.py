@@ -7,7 +7,7 @@ from rlhf_mini.console import UserError, option
 
 MAY_BE_0 = (
     "seed", "kl_coef", "kl_target", "missing_eos_penalty", "whiten_rewards", "ptx_coef", "warmup_updates", "gamma",
-    "gae_lambda", "ema_decay", "max_kl", "min_entropy", "save_steps",
+    "gae_lambda", "ema_decay", "max_kl", "min_entropy", "save_steps", "snapshot_steps",
 )  # fmt: skip
 
 
@@ -71,6 +71,7 @@ class PPOOptions:
     save_steps: int = option(10, "Updates between two saves to resume from, should the stage be killed (0: none).")
 
     # Looking on
+    snapshot_steps: int = option(0, "Keep the policy of every such update in RUNS_DIR/RUN/ppo/snapshots (0: none).")
     sample_every: int = option(10, "Updates between two responses shown on the console.")
     evaluation_prompts: int = option(256, "Validation prompts that the finished policy is measured on.")
 
@@ -92,6 +93,8 @@ class PPOOptions:
         for name, choices in (("device", ("cpu", "auto")), ("on_collapse", ("stop", "warn"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name} must be {' or '.join(choices)}, not {getattr(self, name)}")
+        if self.snapshot_steps and self.save_steps:
+            raise UserError("--snapshot_steps needs --save_steps 0: a stage that goes on has no snapshots from before")
         if self.episodes < 8:
             raise UserError(f"--episodes must be at least 8, not {self.episodes}: advantages are whitened among them")
         if self.episodes % self.num_minibatches:

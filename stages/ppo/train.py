@@ -6,9 +6,8 @@
     python -m stages.ppo --reward stages.ppo.rewards:short    # any function of prompts and responses
 
 Each update samples responses to a batch of prompts, scores them with the reward model, charges every token for leaving
-the SFT model, and moves policy and value model by clipped gradient steps. It is a bandit: one prompt, one response, one
-score. What to inspect (metrics.jsonl): objective/scores rises, objective/kl stays below 15 nats, response/eos_rate
-stays near 1. docs/ppo.md lists what a correct PPO for language models has to get right, with the line and the test.
+the SFT model, and moves policy and value model by clipped gradient steps. What to inspect (metrics.jsonl):
+objective/scores rises, objective/kl stays below 15 nats, response/eos_rate near 1. docs/ppo.md: what is to get right.
 
 Departures:
 - kl_coef is 0.07, not 0.02, and there is no pretraining mix by default: both depend on the scale of score and loss.
@@ -16,9 +15,8 @@ Departures:
 - the learning rates fall along a cosine to 10 % instead of staying constant, which does without an average of the
   weights. Mean gold of three seeds on validation prompts: 0.87, constant for 45 updates 0.83, constant for 90 0.81.
 - policy and value model are two networks with a learning rate each, so there is no vf_coef: Adam would cancel it.
-
-Dropout is off throughout, and each token's log-probability is kept from when it was sampled.
-B episodes, b of one optimizer step, R response, T = prompt + response (right-padded).
+- dropout is off throughout, and each token's log-probability is kept from when it was sampled.
+Shapes: B episodes, b of one optimizer step, R response, T = prompt + response (right-padded).
 """
 
 import time
@@ -189,6 +187,8 @@ def train_ppo(options: PPOOptions) -> None:
             metrics["episodes_per_second"] = options.episodes / (time.perf_counter() - clock)
             log.log(update, **metrics)
             report.show(update, metrics, options, batch[0], episodes, tokenizer)
+            if options.snapshot_steps and update % options.snapshot_steps == 0:
+                policy.save_pretrained(folder / "snapshots" / f"{update:04d}")
             if options.save_steps and (update % options.save_steps == 0 or update == options.updates):
                 tensors = learner.tensors() | {"last_good": guard.last_good}
                 resume.save(folder, update, tensors, {"kl_coef": learner.kl_coef, "metrics": metrics})

@@ -1,0 +1,249 @@
+"""Over-optimisation: what the reward model and gold say of a policy, the further it goes from the SFT model.
+
+    python -m rlhf_mini.overopt                                  # runs/default -> runs/default/overopt.json
+
+A reward model stands in for what is wanted. Optimise it a little, and what is wanted grows with it; optimise it too
+far, and it is the reward model's mistakes that are found. Gao et al. (2022, arXiv 2210.10760) measure this with a gold
+score, over d = sqrt(KL), in two ways of optimising: PPO along its training, and the best of n responses of the SFT
+model, for n up to 256. Here, against two reward models: the run's own, and one that learned from few rankings.
+
+What to inspect: the proxy rises along every curve. Where gold leaves it, the score is no longer earned; where gold
+falls, it is earned at the cost of what was wanted. At the default kl_coef gold should not have begun to fall.
+
+Gains are over the SFT model on the same prompts, which no stage has seen. A curve that is finished is kept in
+runs/<run>/overopt/, so a study that was interrupted goes on where it stopped.
+"""
+
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_mini.checkpoints import Parent, check_parent, sha256, versions
+from rlhf_mini.compare import grid, write_json
+from rlhf_mini.console import UserError, console, option, parse_options, run, track
+from rlhf_mini.records import read_prompts
+
+FORMAT = 1  # of overopt.json
+N = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FEW = "few_rankings"
+
+Figure = dict[str, float]
+
+
+@dataclass
+class OveroptOptions:
+    """Options of `python -m rlhf_mini.overopt`."""
+
+    run: str = option("default", "Name of the run; its SFT and reward model are in RUNS_DIR/RUN.")
+    runs_dir: str = option("runs", "Folder of all runs.")
+    out: str = option("", "Where the figures go (default: RUNS_DIR/RUN/overopt.json).")
+    seed: int = option(0, "Seed of the trainings and of the responses.")
+
+    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that no stage trained on.")
+    num_prompts: int = option(128, "Take only so many of them, from the first.")
+    best_of: int = option(256, "Responses of the SFT model to each prompt, of which the best of n are chosen.")
+    responses: int = option(4, "Responses of each PPO policy to each prompt.")
+
+    kl_coefs: str = option("0.2,0.07,0.02,0", "PPO's kl_coef, one training each, with commas between.")
+    updates: int = option(120, "Updates of each training.")
+    snapshot_steps: int = option(10, "Updates between two measurements of a policy.")
+    few_prompts: int = option(128, "Prompts whose rankings the second reward model learns from.")
+    few_epochs: float = option(4.0, "Its passes over them.")
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "responses", "updates", "snapshot_steps", "few_prompts", "few_epochs"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} must be greater than 0, not {getattr(self, name)}")
+        if self.best_of < 2:
+            raise UserError(f"--best_of must be at least 2, not {self.best_of}")
+        try:
+            self.coefficients()
+        except ValueError:
+            raise UserError(f"--kl_coefs must be numbers with commas between, not {self.kl_coefs!r}") from None
+
+    def coefficients(self) -> list[float]:
+        return [float(number) for number in self.kl_coefs.split(",")]
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.run
+
+    @property
+    def folder(self) -> Path:
+        """Where the study trains; also the --runs_dir of its trainings."""
+        return self.run_dir / "overopt"
+
+
+def main() -> None:
+    options = parse_options(
+        OveroptOptions,
+        prog="python -m rlhf_mini.overopt",
+        description="Measures reward and gold over the KL to the SFT model, for PPO and best-of-n.",
+    )
+    study(options, shlex.join(["python", "-m", "rlhf_mini.overopt", *sys.argv[1:]]))
+
+
+def study(options: OveroptOptions, command: str) -> None:
+    """Trains, measures, prints and writes runs/<run>/overopt.json."""
+    sft = check_parent(options.run_dir / "sft", "sft")
+    rm = check_parent(options.run_dir / "rm", "rm", of=sft)
+    ppo = check_parent(options.run_dir / "ppo", "ppo", of=rm)
+    records = read_prompts(options.split)[: options.num_prompts]
+    missing = next((record for record in records if "check" not in record), None)
+    if missing:
+        raise UserError(f"{options.split} has prompts without a check, so without gold: use prompts of the mini world")
+    options.folder.mkdir(exist_ok=True)
+    few = train_on_few(options, sft)
+
+    from rlhf_mini import overoptimisation  # imports torch; --help and what is missing should not wait for it
+
+    measurer = overoptimisation.Measurer(sft, {"default": rm, FEW: few}, records, options)
+    scenarios = []
+    for name, proxy, title, what in (
+        ("default", rm, "the run's own reward model", "It learned from all rankings, as in the recipe."),
+        (
+            FEW,
+            few,
+            f"a reward model of {options.few_prompts} prompts",
+            "It learned from few rankings, many times over.",
+        ),
+    ):
+        best_of_n = measurer.best_of_n(name)
+        curves = []
+        for kl_coef in options.coefficients():
+            points = curve(options, measurer, name, sft, proxy, kl_coef)
+            curves.append({
+                "kl_coef": kl_coef, "default": kl_coef == ppo.info["options"]["kl_coef"], "points": points,
+                "fit": overoptimisation.fits(points, overoptimisation.rl_form),
+            })  # fmt: skip
+        scenarios.append({
+            "name": name, "title": title, "what": what, "proxy_name": "RM score",
+            "rm": {"sha256": proxy.sha256, "metrics": proxy.info["metrics"], "options": proxy.info["options"]},
+            "sft": measurer.start(name),
+            "recipe": measurer.policy(ppo.path, name),  # the run's own PPO, where it ended
+            "best_of_n": {
+                "points": best_of_n, "fit": overoptimisation.fits(best_of_n, overoptimisation.best_of_n_form)
+            },
+            "ppo": curves,
+        })  # fmt: skip
+    result = {
+        "format": FORMAT,
+        "prompts": len(records),
+        "scenarios": scenarios,
+        "provenance": {
+            "command": command,
+            "options": asdict(options),
+            "sft_sha256": sft.sha256,
+            "rm_sha256": rm.sha256,
+            "ppo_sha256": ppo.sha256,
+            "split_sha256": sha256(Path(options.split)),
+            "versions": versions(),
+        },
+    }
+    show(result)
+    out = Path(options.out or options.run_dir / "overopt.json")
+    write_json(out, result)
+    console.print(f"overopt: {out} written", soft_wrap=True)
+
+
+# --- trainings -------------------------------------------------------------------------------------------------------
+
+
+def stage(name: str, options: OveroptOptions, run_name: str, **settings: Any) -> Path:
+    """Runs a stage in runs/<run>/overopt/<run_name> as one would by hand; its checkpoint's path."""
+    arguments = {"runs_dir": options.folder, "run": run_name, "seed": options.seed, **settings}
+    command = [sys.executable, "-m", f"stages.{name}", *(f"--{key}={value}" for key, value in arguments.items())]
+    console.print(f"overopt: {shlex.join(command[1:])}", soft_wrap=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise UserError(f"the {name} stage of {run_name} failed: what it printed says why")
+    return options.folder / run_name / name
+
+
+def with_sft(options: OveroptOptions, run_name: str, sft: Parent) -> None:
+    """Gives the run a copy of the SFT checkpoint to start from."""
+    shutil.copytree(sft.path, options.folder / run_name / "sft", dirs_exist_ok=True)
+
+
+def train_on_few(options: OveroptOptions, sft: Parent) -> Parent:
+    """The reward model of few rankings; kept, and trained again only if the SFT model or the options changed."""
+    settings = {"num_prompts": options.few_prompts, "num_train_epochs": options.few_epochs, "seed": options.seed}
+    path = options.folder / FEW / "rm"
+    try:
+        found = check_parent(path, "rm", of=sft)
+        if all(found.info["options"][key] == value for key, value in settings.items()):
+            return found
+    except UserError:
+        pass
+    with_sft(options, FEW, sft)
+    return check_parent(stage("rm", options, FEW, **settings), "rm", of=sft)
+
+
+def curve(
+    options: OveroptOptions, measurer: Any, name: str, sft: Parent, proxy: Parent, kl_coef: float
+) -> list[dict[str, Any]]:
+    """The points of one PPO training: of each snapshot update, KL, proxy and gold."""
+    run_name = f"{name}-kl{kl_coef:g}"
+    kept = options.folder / f"{run_name}.json"
+    key = asdict(options) | {"kl_coefs": kl_coef, "sft": sft.sha256, "rm": proxy.sha256}
+    del key["out"]
+    if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["key"] == key:
+        console.print(f"overopt: {run_name} was measured before")
+        points: list[dict[str, Any]] = found["points"]
+        return points
+    with_sft(options, run_name, sft)
+    ppo = stage(
+        "ppo", options, run_name, reward=proxy.path, kl_coef=kl_coef, updates=options.updates, on_collapse="warn",
+        save_steps=0, snapshot_steps=options.snapshot_steps, evaluation_prompts=8,
+    )  # fmt: skip
+    points = [
+        {"update": int(snapshot.name), **measurer.policy(snapshot, name)}
+        for snapshot in track(sorted((ppo / "snapshots").iterdir()), f"overopt: measuring {run_name}")
+    ]
+    write_json(kept, {"key": key, "points": points})
+    shutil.rmtree(options.folder / run_name)
+    return points
+
+
+# --- the console -----------------------------------------------------------------------------------------------------
+
+
+def show(result: dict[str, Any]) -> None:
+    """For each curve where it begins, where gold is highest, and where it ends."""
+    for scenario in result["scenarios"]:
+        table = grid(f"Against {scenario['title']}: gains over SFT", "", "sqrt(KL)", "RM score", "gold", "fit's error")
+        curves = [("best of n", scenario["best_of_n"])]
+        curves += [
+            (f"PPO, kl_coef {c['kl_coef']:g}" + (" (default)" if c["default"] else ""), c) for c in scenario["ppo"]
+        ]
+        for title, content in curves:
+            points: Sequence[dict[str, Any]] = content["points"]
+            peak = max(points, key=lambda point: point["gold"]["mean"])
+            for place, point in (("best gold", peak), ("last", points[-1])):
+                cells = [
+                    f"{math.sqrt(max(point['kl'], 0)):.2f}",
+                    *(f"{point[k]['mean']:+.2f}" for k in ("proxy", "gold")),
+                ]
+                table.add_row(f"{title}, {place}", *cells, f"{content['fit']['gold']['rmse']:.3f}")
+        console.print(table)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """An overopt.json, None if there is none. UserError if another version wrote it."""
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} was written by another version of this project: run `make overopt`")
+    return content
+
+
+if __name__ == "__main__":
+    run(main)
