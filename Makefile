@@ -119,7 +119,8 @@ doctor: | $(INSTALLED)
 
 # The figures of docs/results.md.
 seeds: | $(INSTALLED)
-	for seed in 0 1 2; do $(MAKE) sft rm ppo compare RUN=seed$$seed SEED=$$seed || exit 1; done
+	for seed in 0 1 2; do $(MAKE) sft rm ppo RUN=seed$$seed SEED=$$seed || exit 1; done
+	$(PY) -m rlhf_mini.evaluate --runs seed0,seed1,seed2 --out docs/evaluate.json
 	$(PY) -m rlhf_mini.results seed0 seed1 seed2
 
 # --- data ---

@@ -116,10 +116,10 @@ def study(options: OveroptOptions, command: str) -> None:
         ),
     ):
         best_of_n = measurer.best_of_n(name)
-        curves = []
+        trainings = []
         for kl_coef in options.coefficients():
             points = curve(options, measurer, name, sft, proxy, kl_coef)
-            curves.append({
+            trainings.append({
                 "kl_coef": kl_coef, "default": kl_coef == ppo.info["options"]["kl_coef"], "points": points,
                 "fit": overoptimisation.fits(points, overoptimisation.rl_form),
             })  # fmt: skip
@@ -131,7 +131,7 @@ def study(options: OveroptOptions, command: str) -> None:
             "best_of_n": {
                 "points": best_of_n, "fit": overoptimisation.fits(best_of_n, overoptimisation.best_of_n_form)
             },
-            "ppo": curves,
+            "ppo": trainings,
         })  # fmt: skip
     result = {
         "format": FORMAT,
@@ -219,11 +219,7 @@ def show(result: dict[str, Any]) -> None:
     """For each curve where it begins, where gold is highest, and where it ends."""
     for scenario in result["scenarios"]:
         table = grid(f"Against {scenario['title']}: gains over SFT", "", "sqrt(KL)", "RM score", "gold", "fit's error")
-        curves = [("best of n", scenario["best_of_n"])]
-        curves += [
-            (f"PPO, kl_coef {c['kl_coef']:g}" + (" (default)" if c["default"] else ""), c) for c in scenario["ppo"]
-        ]
-        for title, content in curves:
+        for title, content in curves(scenario):
             points: Sequence[dict[str, Any]] = content["points"]
             peak = max(points, key=lambda point: point["gold"]["mean"])
             for place, point in (("best gold", peak), ("last", points[-1])):
@@ -233,6 +229,12 @@ def show(result: dict[str, Any]) -> None:
                 ]
                 table.add_row(f"{title}, {place}", *cells, f"{content['fit']['gold']['rmse']:.3f}")
         console.print(table)
+
+
+def curves(scenario: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Best-of-n and each PPO training, with the names people see."""
+    titles = [f"PPO, kl_coef {c['kl_coef']:g}" + (" (default)" if c["default"] else "") for c in scenario["ppo"]]
+    return [("best of n", scenario["best_of_n"]), *zip(titles, scenario["ppo"], strict=True)]
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -1,15 +1,20 @@
-"""Writes docs/results.md from what `make compare` measured on several runs, so that no figure there is typed.
+"""Writes docs/results.md from what `make evaluate` and `make overopt` measured, so that no figure there is typed.
 
-python -m rlhf_mini.results seed0 seed1 seed2
+    python -m rlhf_mini.results seed0 seed1 seed2
+
+reads runs/<run>/compare.json of each run, docs/evaluate.json of all of them together and, if it is there,
+docs/overopt.json.
 """
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_mini import evaluate, overopt
 from rlhf_mini.checkpoints import check_parent
 from rlhf_mini.compare import DECIMAL, TITLES, spent
 from rlhf_mini.console import UserError, console, run
@@ -35,12 +40,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.results", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", help="names of runs that were compared, one a seed")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="file to write")
+    docs = Path("docs")
+    parser.add_argument("--evaluate", type=Path, default=docs / "evaluate.json", help="figures of these runs together")
+    parser.add_argument(
+        "--overopt", type=Path, default=docs / "overopt.json", help="an over-optimisation study, if any"
+    )
+    parser.add_argument("--out", type=Path, default=docs / "results.md", help="file to write")
     arguments = parser.parse_args()
     summaries = [read(arguments.runs_dir / name) for name in arguments.runs]
+    make = f"python -m rlhf_mini.evaluate --runs {','.join(arguments.runs)} --out {arguments.evaluate}"
+    together = evaluate.read(arguments.evaluate, make)
+    if together["runs"] != arguments.runs:
+        raise UserError(f"{arguments.evaluate} is of {', '.join(together['runs'])}: run `{make}`")
     base = check_parent("data/base", "base")
+    text = page(arguments.runs, summaries, base.info, together, overopt.read(arguments.overopt))
     with replacing(arguments.out) as file:
-        file.write(page(arguments.runs, summaries, base.info))
+        file.write(text)
     console.print(f"{arguments.out} written")
 
 
@@ -48,11 +63,14 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} was not compared yet: run `make compare RUN={folder.name}`") from None
+        raise UserError(f"{folder} was not evaluated yet: run `make evaluate RUN={folder.name}`") from None
     return summary
 
 
-def page(runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[str, Any]) -> str:
+def page(
+    runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[str, Any], together: dict[str, Any],
+    study: dict[str, Any] | None,
+) -> str:  # fmt: skip
     """The whole page as Markdown."""
     seeds = [str(summary["provenance"]["checkpoints"]["ppo"]["seed"]) for summary in summaries]
     prompts = summaries[0]["groups"]["all"]["prompts"]
@@ -63,9 +81,9 @@ def page(runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[st
         f"response a stage and prompt at temperature {temperature:g}; intervals are 95 % bootstrap intervals over "
         "prompts; one column a seed of the whole chain. This page is written by",
         "```\n" + "\n".join(
-            f"make sft rm ppo RUN={name} SEED={seed} && make compare RUN={name} SEED={seed}"
-            for name, seed in zip(runs, seeds, strict=True)
-        ) + f"\npython -m rlhf_mini.results {' '.join(runs)}\n```",
+            f"make sft rm ppo RUN={name} SEED={seed}" for name, seed in zip(runs, seeds, strict=True)
+        ) + f"\n{command_of(together)}\n" + (f"{study['provenance']['command']}\n" if study else "")
+        + f"python -m rlhf_mini.results {' '.join(runs)}\n```",
         "## What it set out to reach",
         against_targets(seeds, summaries),
         "## The base model",
@@ -86,6 +104,17 @@ def page(runs: Sequence[str], summaries: Sequence[dict[str, Any]], base: dict[st
         by_group(summaries, "novel/"),
         "## Parts of the gold score, mean over the seeds",
         of_parts(summaries),
+        "## Who beats whom",
+        "Means over the seeds, with intervals over prompts and seeds; a tie counts one half. The reward model judges "
+        "its own run only, and PPO was trained to please it. At equal length: what the win rate would be if both sides "
+        "were equally long (Dubois et al. 2024).",
+        pairs_table(together),
+        "Bradley-Terry ratings over all pairs of these checkpoints, in Elo points over the base:",
+        ratings_table(together),
+        "## What a mean score hides",
+        "Means over the seeds, with intervals over prompts and seeds.",
+        probes_table(together),
+        *(over_optimisation(study) if study else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -132,6 +161,68 @@ def of_parts(summaries: Sequence[dict[str, Any]]) -> str:
         for name in ("base", "sft", "ppo")
     ]
     return table(["", *WEIGHTS], rows)
+
+
+def command_of(together: dict[str, Any]) -> str:
+    """The command that measured the runs together."""
+    command: str = together["provenance"][together["runs"][0]]["command"]
+    return command
+
+
+def pairs_table(together: dict[str, Any]) -> str:
+    rows = []
+    for pair in map("/".join, evaluate.PAIRS):
+        winner, loser = (name if name == "base" else name.upper() for name in pair.split("/"))
+        for judge, title in evaluate.JUDGES.items():
+            wins, controlled = (together[key][judge][pair] for key in ("win_rates", "length_controlled"))
+            rows.append([f"{winner} over {loser}", title, spread(wins, percent), spread(controlled, percent)])
+    return table(["", "judge", "win rate", "at equal length"], rows)
+
+
+def ratings_table(together: dict[str, Any]) -> str:
+    ratings = together["bradley_terry"]
+    rows = [
+        [player, *(spread(ratings[judge][player], lambda x: f"{x:.0f}") for judge in ratings)]
+        for player in ratings["gold"]
+    ]
+    return table(["", *(evaluate.JUDGES[judge] for judge in ratings)], rows)
+
+
+def probes_table(together: dict[str, Any]) -> str:
+    rows = []
+    for probe in together["probes"].values():
+        form = percent if probe["unit"] == "share" else decimal
+        stages = [spread(probe["stages"][stage], form) for stage in ("base", "sft", "ppo")]
+        rows.append([probe["title"], probe["how"], f"{probe['better']} is better", str(probe["prompts"]), *stages])
+    return table(["", "what counts", "", "prompts", "base", "SFT", "PPO"], rows)
+
+
+def over_optimisation(study: dict[str, Any]) -> list[str]:
+    """Where gold is highest on each curve, where the curve ends, and how well Gao's forms fit."""
+    options = study["provenance"]["options"]
+    parts = [
+        "## Over-optimisation",
+        f"Gains over SFT on {study['prompts']} prompts of the test split; d is the square root of the KL to SFT in "
+        f"nats. PPO was measured every {options['snapshot_steps']} updates, best-of-n without bias from "
+        f"{options['best_of']} responses a prompt. The fits of Gao et al. 2022 are to gold: d (a - b d) for best-of-n, "
+        "d (a - b log d) for PPO; the error is a root mean square.",
+    ]
+    for scenario in study["scenarios"]:
+        rows = []
+        for title, curve in overopt.curves(scenario):
+            last, fit = curve["points"][-1], curve["fit"]["gold"]
+            peak = max(curve["points"], key=lambda point: point["gold"]["mean"])
+            ends = [f"{point['gold']['mean']:+.2f} at d {math.sqrt(point['kl']):.2f}" for point in (peak, last)]
+            fitted = f"{fit['a']:.2f}, {fit['b']:.2f}, {fit['rmse']:.3f}"
+            rows.append([title, *ends, f"{peak['proxy']['mean']:+.2f}, {last['proxy']['mean']:+.2f}", fitted])
+        head = ["", "highest gold", "gold at the end", "RM score at both", "fit: a, b, error"]
+        parts += [f"Against {scenario['title']}. {scenario['what']}", table(head, rows)]
+    return parts
+
+
+def spread(figure: dict[str, Any], form: Callable[[float], str]) -> str:
+    """A mean with its interval."""
+    return f"{form(figure['mean'])} ({form(figure['low'])} to {form(figure['high'])})"
 
 
 def mean(figures: Any) -> float:

@@ -57,7 +57,7 @@ def test_the_fit_finds_the_curve_it_was_drawn_from(form: Any) -> None:
 
 @pytest.fixture
 def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> OveroptOptions:
-    """Of random checkpoints. Trainings, which have tests of their own, are stood in for by copies of the run's stages."""
+    """Of random checkpoints. Copies of the run's stages stand in for trainings, which have tests of their own."""
 
     def stage(name: str, options: OveroptOptions, run_name: str, **settings: Any) -> Path:
         trainings.append((name, run_name, settings))

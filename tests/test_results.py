@@ -5,15 +5,56 @@ from typing import Any
 
 import pytest
 
+from rlhf_mini import results
 from rlhf_mini.compare import TITLES
 from rlhf_mini.console import UserError
-from rlhf_mini.results import page, read
+from rlhf_mini.results import read
 
 STAGES = ("base", "sft", "ppo")
 FIGURE = {"mean": 0.5, "low": 0.45, "high": 0.55}
 PARTS = ("gold", "task", "truthful", "harmless", "courteous", "concise", "ends", "wins/heldout")
 GROUP = {"prompts": 600, "stages": {stage: {part: FIGURE for part in PARTS} for stage in STAGES}}
 BASE = {"seconds": 1200.0, "metrics": {"facts_right_few_shot": 0.9, "gold_on_bare_instructions": 0.1, "loss": 0.7}}
+
+
+PAIRS = {pair: FIGURE for pair in ("sft/base", "ppo/sft", "ppo/base")}
+TOGETHER = {
+    "runs": ["a"],
+    "win_rates": {judge: PAIRS for judge in ("gold", "heldout", "rm")},
+    "length_controlled": {judge: PAIRS for judge in ("gold", "heldout", "rm")},
+    "bradley_terry": {"gold": {"base": FIGURE, "a/ppo": {"mean": 321.4, "low": 300.0, "high": 345.0}}},
+    "probes": {
+        "lies": {"title": "lies", "how": "Says what is not.", "better": "lower", "unit": "share", "prompts": 9,
+                 "stages": {stage: FIGURE for stage in STAGES}},
+    },
+    "provenance": {"a": {"command": "evaluate a"}},
+}  # fmt: skip
+POINT = {"kl": 4.0, "proxy": {"mean": 1.5}, "gold": {"mean": 0.25}}
+END = POINT | {"kl": 9.0, "gold": {"mean": -0.1}}
+CURVE = {"points": [POINT, END], "fit": {"gold": {"a": 1.0, "b": 2.0, "rmse": 0.01}}}
+STUDY = {
+    "prompts": 128,
+    "scenarios": [
+        {"title": "a reward model", "what": "What it is.", "best_of_n": CURVE,
+         "ppo": [CURVE | {"kl_coef": 0.07, "default": True}]},
+    ],
+    "provenance": {"command": "overopt a", "options": {"snapshot_steps": 10, "best_of": 256}},
+}  # fmt: skip
+
+
+def page(runs: list[str], summaries: list[dict[str, Any]], base: dict[str, Any], study: Any = None) -> str:
+    return results.page(runs, summaries, base, TOGETHER, study)
+
+
+def test_the_evaluation_and_the_study_are_on_the_page():
+    text = page(["a"], [summary()], BASE, STUDY)
+    assert line(text, "PPO over SFT | gold").count("50.0 % (45.0 % to 55.0 %)") == 2
+    assert line(text, "a/ppo").endswith("| 321 (300 to 345) |")
+    assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
+    expected = "| +0.25 at d 2.00 | -0.10 at d 3.00 | +1.50, +1.50 | 1.00, 2.00, 0.010 |"
+    assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
+    assert "\nevaluate a\noveropt a\npython -m rlhf_mini.results a\n" in text
+    assert "Over-optimisation" not in page(["a"], [summary()], BASE)
 
 
 def summary(**headline: dict[str, float]) -> dict[str, Any]:
@@ -53,9 +94,9 @@ def test_time_is_the_sum_of_the_three_stages_without_the_base():
 
 
 def test_the_commands_name_runs_and_seeds():
-    assert "make sft rm ppo RUN=a SEED=7 && make compare RUN=a SEED=7" in page(["a"], [summary()], BASE)
+    assert "make sft rm ppo RUN=a SEED=7\nevaluate a\n" in page(["a"], [summary()], BASE)
 
 
 def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
-    with pytest.raises(UserError, match="make compare RUN=nothing"):
+    with pytest.raises(UserError, match="make evaluate RUN=nothing"):
         read(tmp_path / "nothing")
