@@ -41,8 +41,9 @@ from rlhf_mini.console import UserError, console, option, parse_options, run
 from rlhf_mini.records import read_demonstrations
 
 FORMAT = 1  # of evaluate.json
-JUDGES = {"gold": "gold", "heldout": "held-out labelers", "rm": "reward model"}
-PAIRS = [("sft", "base"), ("ppo", "sft"), ("ppo", "base")]
+# By the names they have in evaluate.json, those that people see.
+JUDGES = {"gold": "gold score", "heldout": "held-out labelers", "rm": "reward model"}
+PAIRS = {"sft/base": "SFT over base", "ppo/sft": "PPO over SFT", "ppo/base": "PPO over base"}
 SAME = ("sft", "rm", "ppo")  # stages whose options must agree, but for the seed, where runs are taken together
 
 
@@ -157,14 +158,11 @@ def show(summary: dict[str, Any]) -> None:
 
 def wins_table(summary: dict[str, Any]) -> Table:
     table = grid("Win rates, a tie counts one half", "", "judge", "wins", "95 %", "at equal length", left=2)
-    for number, pair in enumerate(map("/".join, PAIRS)):
-        winner, loser = pair.split("/")
-        for judge, title in JUDGES.items():
+    for pair, title in PAIRS.items():
+        for judge, name in JUDGES.items():
             figure, controlled = (summary[key][judge][pair] for key in ("win_rates", "length_controlled"))
-            first = f"{winner} over {loser}" if judge == "gold" else ""
-            table.add_row(first, title, *both(figure, percent), percent(controlled))
-        if number < len(PAIRS) - 1:
-            table.add_row()
+            cells = [*both(figure, percent), percent(controlled)]
+            table.add_row(title if judge == "gold" else "", name, *cells)
     table.add_row()
     return table
 

@@ -85,8 +85,12 @@ def by_group(groups: dict[str, Any], prefix: str) -> dict[str, Any]:
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def wins_of(rows: Sequence[Row], stage: str, rival: str, judge: str) -> np.ndarray:
-    """(r * n,): 1 where `stage` won, 0 where it lost, 1/2 for a tie, NaN unknown; "heldout" is those labelers' mean."""
+def wins_of(rows: Sequence[Row], pair: str, judge: str) -> np.ndarray:
+    """Of the pair "ppo/sft", 1 where PPO won, 0 where SFT, 1/2 for a tie, NaN unknown: (r * n,).
+
+    The judge "heldout" is the mean of those labelers.
+    """
+    stage, rival = pair.split("/")
     wins = []
     for row in rows:
         one, other = row["stages"][stage], row["stages"][rival]
@@ -101,9 +105,9 @@ def wins_of(rows: Sequence[Row], stage: str, rival: str, judge: str) -> np.ndarr
 
 def win_rates(rows: Sequence[Row], runs: int, seed: int) -> dict[str, dict[str, Figure]]:
     """By judge and pair: {"gold": {"ppo/sft": {"mean", "low", "high"}}}."""
-    columns = np.array([wins_of(rows, *pair, judge) for judge in JUDGES for pair in PAIRS]).T  # (r * n, judges * pairs)
+    columns = np.array([wins_of(rows, pair, judge) for judge in JUDGES for pair in PAIRS]).T  # (r * n, judges * pairs)
     figures = iter(mean_intervals(columns, seed, runs))
-    return {judge: {"/".join(pair): next(figures) for pair in PAIRS} for judge in JUDGES}
+    return {judge: {pair: next(figures) for pair in PAIRS} for judge in JUDGES}
 
 
 def at_equal_length(rows: Sequence[Row], runs: int, seed: int) -> dict[str, dict[str, Figure]]:
@@ -111,10 +115,11 @@ def at_equal_length(rows: Sequence[Row], runs: int, seed: int) -> dict[str, dict
     weights = _weights(len(rows) // runs, runs, seed)  # (1 + S, r * n)
     found: dict[str, dict[str, Figure]] = {}
     for judge in JUDGES:
-        for stage, rival in PAIRS:
+        for pair in PAIRS:
+            stage, rival = pair.split("/")
             longer = np.array([row["stages"][stage]["tokens"] - row["stages"][rival]["tokens"] for row in rows])
-            rates = length_controlled(wins_of(rows, stage, rival, judge), longer, weights)  # (1 + S,)
-            found.setdefault(judge, {})[f"{stage}/{rival}"] = _figures(rates[:, None])[0]
+            rates = length_controlled(wins_of(rows, pair, judge), longer, weights)  # (1 + S,)
+            found.setdefault(judge, {})[pair] = _figures(rates[:, None])[0]
     return found
 
 

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,15 @@ class Stage:
 
 def load_stages(checkpoints: dict[str, Parent]) -> tuple[dict[str, Stage], Stage]:
     """Base, SFT and PPO by name, and the reward model."""
-    stages = {}
-    for name, checkpoint in checkpoints.items():
-        kind = AutoModelForSequenceClassification if name == "rm" else AutoModelForCausalLM
-        model, tokenizer = kind.from_pretrained(checkpoint.path), AutoTokenizer.from_pretrained(checkpoint.path)
-        stages[name] = Stage(model.eval(), tokenizer)
+    stages = {name: load_stage(checkpoint.path, name) for name, checkpoint in checkpoints.items()}
     stages["base"].tokenizer.chat_template = BARE_TEMPLATE
     return {name: stages[name] for name in STAGES}, stages["rm"]
+
+
+def load_stage(path: Path, name: str) -> Stage:
+    """One stage, with the chat template that its checkpoint has; the reward model is called "rm"."""
+    kind = AutoModelForSequenceClassification if name == "rm" else AutoModelForCausalLM
+    return Stage(kind.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path))
 
 
 def judges(labelers: str) -> list[Labeler]:

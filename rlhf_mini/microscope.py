@@ -29,7 +29,7 @@ MEASURES = {
     "kl": ("KL", "How far PPO's whole distribution over the next token is from SFT's, in nats; never below 0."),
     "reward": ("reward", "What PPO pays for this token: -kl_coef times the shift, and the score at the last."),
     "value": ("value", "What the value model expects the rest of the response to earn, before this token."),
-    "advantage": ("advantage", "How much better it went from this token on than expected; PPO raises what is above 0."),
+    "advantage": ("advantage", "How much better it went from here than expected; PPO takes a batch's mean off it."),
 }
 
 

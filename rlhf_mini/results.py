@@ -171,11 +171,10 @@ def command_of(together: dict[str, Any]) -> str:
 
 def pairs_table(together: dict[str, Any]) -> str:
     rows = []
-    for pair in map("/".join, evaluate.PAIRS):
-        winner, loser = (name if name == "base" else name.upper() for name in pair.split("/"))
-        for judge, title in evaluate.JUDGES.items():
+    for pair, title in evaluate.PAIRS.items():
+        for judge, name in evaluate.JUDGES.items():
             wins, controlled = (together[key][judge][pair] for key in ("win_rates", "length_controlled"))
-            rows.append([f"{winner} over {loser}", title, spread(wins, percent), spread(controlled, percent)])
+            rows.append([title, name, spread(wins, percent), spread(controlled, percent)])
     return table(["", "judge", "win rate", "at equal length"], rows)
 
 

@@ -7,7 +7,7 @@ in the cumulated probabilities, and each drawn token's log-probability is kept, 
 Shapes: B rows, R response tokens (right-padded), V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -107,6 +107,7 @@ def sample(
     pad_token_id: int,
     generator: torch.Generator | None = None,
     uniforms: torch.Tensor | None = None,
+    on_tokens: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Rollout:
     """Samples a response to each prompt from the model's full distribution (top-k or top-p would bias the KL).
 
@@ -117,6 +118,7 @@ def sample(
         temperature: divides the logits; 0 takes the likeliest token, with the log-probability it has at temperature 1.
         generator: a CPU generator for the draws, torch's global one by default.
         uniforms: (B, max_new_tokens) in [0, 1), the draws themselves, instead of `generator`.
+        on_tokens: called after each step with the rows that had not ended (b,) and the token each of them said (b,).
 
     Each row has a uniform number for each of its tokens, drawn beforehand: what a row says depends neither on when
     other rows end nor on when they leave the batch.
@@ -149,6 +151,8 @@ def sample(
             token_logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)  # (b,)
             response_ids[rows, step] = tokens  # of rows that have ended too: see below
             logprobs[rows, step] = token_logprobs
+            if on_tokens:
+                on_tokens(rows[running], tokens[running])
 
             running = running & (tokens != eos_token_id)
             left = int(running.sum())

@@ -44,7 +44,7 @@ def read(path: Path) -> Any:
 
 def test_the_whole_evaluation(options: EvaluateOptions) -> None:
     text = run(options)
-    for expected in ("ppo over sft", "held-out labelers", "Bradley-Terry", "truth on misconceptions", "few-shot facts"):
+    for expected in ("PPO over SFT", "held-out labelers", "Bradley-Terry", "truth on misconceptions", "few-shot facts"):
         assert expected in text
     run_dir = options.of_run("r").run_dir
     summary = read(run_dir / "evaluate.json")
@@ -56,8 +56,9 @@ def test_the_whole_evaluation(options: EvaluateOptions) -> None:
     higher = [row["stages"]["ppo"]["rm_score"] > row["stages"]["sft"]["rm_score"] for row in rows]
     assert summary["win_rates"]["rm"]["ppo/sft"]["mean"] == np.mean(higher)
     assert set(summary["probes"]) == set(probes.PROBES)
-    for probe in summary["probes"].values():
-        assert set(probe["stages"]) == {"base", "sft", "ppo"} and probe["prompts"] > 0
+    for name, probe in summary["probes"].items():
+        assert set(probe["stages"]) == {"base", "sft", "ppo"}
+        assert (probe["prompts"] > 0) is (name != "harmful_declined")  # none of the four is harmful
     assert summary["probes"]["misconceptions"]["prompts"] == len(load().misconceptions)
     # An untrained model guesses: the loss is about the logarithm of the vocabulary's size.
     assert summary["probes"]["text_loss"]["stages"]["base"]["mean"] == pytest.approx(np.log(300), abs=0.5)
@@ -105,7 +106,7 @@ def test_wins_by_each_judge() -> None:
         {"stages": {"ppo": {"ranks": {"a": None, "b": None, "gold": None}, "rm_score": 1.0},
                     "sft": {"ranks": {"a": None, "b": None, "gold": None}, "rm_score": 1.0}}},
     ]  # fmt: skip
-    by_judge = {judge: evaluation.wins_of(rows, "ppo", "sft", judge).tolist() for judge in ("gold", "heldout", "rm")}
+    by_judge = {judge: evaluation.wins_of(rows, "ppo/sft", judge).tolist() for judge in ("gold", "heldout", "rm")}
     assert by_judge["rm"] == [1.0, 0.5]
     assert by_judge["gold"][0] == 0.0 and by_judge["heldout"][0] == 0.75
     assert np.isnan(by_judge["gold"][1]) and np.isnan(by_judge["heldout"][1])

@@ -48,7 +48,7 @@ def page(runs: list[str], summaries: list[dict[str, Any]], base: dict[str, Any],
 
 def test_the_evaluation_and_the_study_are_on_the_page():
     text = page(["a"], [summary()], BASE, STUDY)
-    assert line(text, "PPO over SFT | gold").count("50.0 % (45.0 % to 55.0 %)") == 2
+    assert line(text, "PPO over SFT | gold score").count("50.0 % (45.0 % to 55.0 %)") == 2
     assert line(text, "a/ppo").endswith("| 321 (300 to 345) |")
     assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
     expected = "| +0.25 at d 2.00 | -0.10 at d 3.00 | +1.50, +1.50 | 1.00, 2.00, 0.010 |"

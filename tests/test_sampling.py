@@ -121,6 +121,27 @@ def test_rows_leaving_the_batch_change_nothing(share: float, monkeypatch: pytest
     torch.testing.assert_close(rollout.logprobs, expected.logprobs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("share", [0.01, 2.0])
+def test_tokens_are_told_as_they_are_drawn(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row's tokens through its end of text, one a step, whether rows that have ended leave the batch or stay."""
+    monkeypatch.setattr(sampling, "COMPACT_SHARE", share)
+    heard: list[list[int]] = [[] for _ in PROMPTS]
+    steps: list[int] = []
+
+    def on_tokens(rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        steps.append(len(rows))
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            assert len(heard[row]) == len(steps) - 1
+            heard[row].append(token)
+
+    uniforms = torch.rand((len(PROMPTS), 16), generator=torch.Generator().manual_seed(2))
+    arguments = dict(max_new_tokens=16, eos_token_id=3, pad_token_id=PAD, uniforms=uniforms)
+    rollout = sample(gpt2(), PROMPTS, on_tokens=on_tokens, **arguments)  # type: ignore[arg-type]
+    assert heard == rollout.token_lists()
+    assert len(set(steps)) >= 3  # the rows do end at different times
+    assert torch.equal(rollout.response_ids, sample(gpt2(), PROMPTS, **arguments).response_ids)  # type: ignore[arg-type]
+
+
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
     expected = probabilities * counts.sum()
     return ((counts - expected).square() / expected).sum().item()
