@@ -35,7 +35,7 @@ from rlhf_mini.console import UserError, plain
 
 FORMAT = 1  # of stage.json; raise it when an older reader would go wrong
 WEIGHTS = "model.safetensors"
-LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets")
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy", "tokenizers")
 
 
 def versions() -> dict[str, str]:
@@ -144,6 +144,13 @@ def peak_memory_mb() -> int:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_sha256() -> str:
+    """Of the mini world's knowledge, which decides what gold, labelers and probes say: over all files, by name."""
+    folder = Path(__file__).parent.parent / "data" / "knowledge"
+    sums = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in sorted(folder.rglob("*.yaml"))]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _beside(path: Path, suffix: str) -> Path:

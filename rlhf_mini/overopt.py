@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_mini.checkpoints import Parent, check_parent, sha256, versions
-from rlhf_mini.compare import grid, write_json
+from rlhf_mini.checkpoints import Parent, check_parent, data_sha256, sha256, versions
+from rlhf_mini.compare import both, grid, write_json
 from rlhf_mini.console import UserError, console, option, parse_options, run, track
 from rlhf_mini.records import read_prompts
 
@@ -51,9 +51,9 @@ class OveroptOptions:
     best_of: int = option(256, "Responses of the SFT model to each prompt, of which the best of n are chosen.")
     responses: int = option(4, "Responses of each PPO policy to each prompt.")
 
-    kl_coefs: str = option("0.2,0.07,0.02,0", "PPO's kl_coef, one training each, with commas between.")
+    kl_coefs: str = option("0.2,0.07,0.02,0.005", "PPO's kl_coef, one training each, with commas between.")
     updates: int = option(120, "Updates of each training.")
-    snapshot_steps: int = option(10, "Updates between two measurements of a policy.")
+    snapshot_steps: int = option(2, "Updates between two measurements, of the first ten; then five times as many.")
     few_prompts: int = option(128, "Prompts whose rankings the second reward model learns from.")
     few_epochs: float = option(4.0, "Its passes over them.")
 
@@ -61,8 +61,10 @@ class OveroptOptions:
         for name in ("num_prompts", "responses", "updates", "snapshot_steps", "few_prompts", "few_epochs"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} must be greater than 0, not {getattr(self, name)}")
-        if self.best_of < 2:
-            raise UserError(f"--best_of must be at least 2, not {self.best_of}")
+        if not 2 <= self.best_of <= N[-1]:
+            raise UserError(f"--best_of must lie between 2 and {N[-1]}, not at {self.best_of}")
+        if self.snapshot_steps > self.updates:
+            raise UserError(f"--snapshot_steps ({self.snapshot_steps}) must not exceed --updates ({self.updates})")
         try:
             self.coefficients()
         except ValueError:
@@ -104,7 +106,7 @@ def study(options: OveroptOptions, command: str) -> None:
 
     from rlhf_mini import overoptimisation  # imports torch; --help and what is missing should not wait for it
 
-    measurer = overoptimisation.Measurer(sft, {"default": rm, FEW: few}, records, options)
+    measurer = overoptimisation.Measurer(sft, {"default": rm, FEW: few}, records, options, ppo.info["options"])
     scenarios = []
     for name, proxy, title, what in (
         ("default", rm, "the run's own reward model", "It learned from all rankings, as in the recipe."),
@@ -116,20 +118,23 @@ def study(options: OveroptOptions, command: str) -> None:
         ),
     ):
         best_of_n = measurer.best_of_n(name)
+        fall = overoptimisation.fall([point.pop("gold_by_prompt") for point in best_of_n], options.seed)
         trainings = []
         for kl_coef in options.coefficients():
-            points = curve(options, measurer, name, sft, proxy, kl_coef)
+            points = curve(options, measurer, name, sft, proxy, ppo, kl_coef)
+            fall = overoptimisation.fall([point.pop("gold_by_prompt") for point in points], options.seed)
             trainings.append({
                 "kl_coef": kl_coef, "default": kl_coef == ppo.info["options"]["kl_coef"], "points": points,
-                "fit": overoptimisation.fits(points, overoptimisation.rl_form),
+                "fall": fall, "fit": overoptimisation.fits(points, overoptimisation.rl_form),
             })  # fmt: skip
         scenarios.append({
             "name": name, "title": title, "what": what, "proxy_name": "RM score",
             "rm": {"sha256": proxy.sha256, "metrics": proxy.info["metrics"], "options": proxy.info["options"]},
             "sft": measurer.start(name),
-            "recipe": measurer.policy(ppo.path, name),  # the run's own PPO, where it ended
+            "recipe": {key: value for key, value in measurer.policy(ppo.path, name).items() if key != "gold_by_prompt"},
             "best_of_n": {
-                "points": best_of_n, "fit": overoptimisation.fits(best_of_n, overoptimisation.best_of_n_form)
+                "points": best_of_n, "fall": fall,
+                "fit": overoptimisation.fits(best_of_n, overoptimisation.best_of_n_form),
             },
             "ppo": trainings,
         })  # fmt: skip
@@ -144,7 +149,9 @@ def study(options: OveroptOptions, command: str) -> None:
             "rm_sha256": rm.sha256,
             "ppo_sha256": ppo.sha256,
             "split_sha256": sha256(Path(options.split)),
+            "data_sha256": data_sha256(),
             "versions": versions(),
+            "threads": measurer.threads,
         },
     }
     show(result)
@@ -158,7 +165,7 @@ def study(options: OveroptOptions, command: str) -> None:
 
 def stage(name: str, options: OveroptOptions, run_name: str, **settings: Any) -> Path:
     """Runs a stage in runs/<run>/overopt/<run_name> as one would by hand; its checkpoint's path."""
-    arguments = {"runs_dir": options.folder, "run": run_name, "seed": options.seed, **settings}
+    arguments = {"runs_dir": options.folder, "run": run_name, **settings}
     command = [sys.executable, "-m", f"stages.{name}", *(f"--{key}={value}" for key, value in arguments.items())]
     console.print(f"overopt: {shlex.join(command[1:])}", soft_wrap=True)
     done = subprocess.run(command, check=False)
@@ -178,7 +185,7 @@ def train_on_few(options: OveroptOptions, sft: Parent) -> Parent:
     path = options.folder / FEW / "rm"
     try:
         found = check_parent(path, "rm", of=sft)
-        if all(found.info["options"][key] == value for key, value in settings.items()):
+        if found.info["versions"] == versions() and all(found.info["options"][k] == v for k, v in settings.items()):
             return found
     except UserError:
         pass
@@ -187,25 +194,33 @@ def train_on_few(options: OveroptOptions, sft: Parent) -> Parent:
 
 
 def curve(
-    options: OveroptOptions, measurer: Any, name: str, sft: Parent, proxy: Parent, kl_coef: float
+    options: OveroptOptions, measurer: Any, name: str, sft: Parent, proxy: Parent, ppo: Parent, kl_coef: float
 ) -> list[dict[str, Any]]:
-    """The points of one PPO training: of each snapshot update, KL, proxy and gold."""
+    """The points of one PPO training: update, KL, proxy and gold. It differs from the run's own PPO as stated here."""
     run_name = f"{name}-kl{kl_coef:g}"
     kept = options.folder / f"{run_name}.json"
-    key = asdict(options) | {"kl_coefs": kl_coef, "sft": sft.sha256, "rm": proxy.sha256}
-    del key["out"]
+    settings = ppo.info["options"] | dict(
+        reward=str(proxy.path), kl_coef=kl_coef, kl_target=0.0, updates=options.updates, on_collapse="warn",
+        save_steps=0, snapshot_steps=options.snapshot_steps, evaluation_prompts=8, seed=options.seed,
+    )  # fmt: skip
+    del settings["run"], settings["runs_dir"]
+    measured_on = {key: getattr(options, key) for key in ("num_prompts", "best_of", "responses", "seed")}
+    key = {
+        "settings": settings, "measured_on": measured_on, "sft": sft.sha256, "rm": proxy.sha256,
+        "prompts": [sha256(Path(path)) for path in (options.split, settings["prompts"])],
+        "data": data_sha256(), "versions": versions(), "threads": measurer.threads,
+    }  # fmt: skip
     if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["key"] == key:
         console.print(f"overopt: {run_name} was measured before")
         points: list[dict[str, Any]] = found["points"]
         return points
     with_sft(options, run_name, sft)
-    ppo = stage(
-        "ppo", options, run_name, reward=proxy.path, kl_coef=kl_coef, updates=options.updates, on_collapse="warn",
-        save_steps=0, snapshot_steps=options.snapshot_steps, evaluation_prompts=8,
-    )  # fmt: skip
+    snapshots = sorted((stage("ppo", options, run_name, **settings) / "snapshots").iterdir())
+    early, late = 10 * options.snapshot_steps, 5 * options.snapshot_steps
+    chosen = [s for s in snapshots if int(s.name) <= early or int(s.name) % late == 0]
     points = [
         {"update": int(snapshot.name), **measurer.policy(snapshot, name)}
-        for snapshot in track(sorted((ppo / "snapshots").iterdir()), f"overopt: measuring {run_name}")
+        for snapshot in track(chosen, f"overopt: measuring {run_name}")
     ]
     write_json(kept, {"key": key, "points": points})
     shutil.rmtree(options.folder / run_name)
@@ -218,16 +233,17 @@ def curve(
 def show(result: dict[str, Any]) -> None:
     """For each curve where it begins, where gold is highest, and where it ends."""
     for scenario in result["scenarios"]:
-        table = grid(f"Against {scenario['title']}: gains over SFT", "", "sqrt(KL)", "RM score", "gold", "fit's error")
+        table = grid(f"Against {scenario['title']}: gains over SFT", "", "d", "RM score", "gold", "fall", "95 %", "R2")
         for title, content in curves(scenario):
             points: Sequence[dict[str, Any]] = content["points"]
             peak = max(points, key=lambda point: point["gold"]["mean"])
-            for place, point in (("best gold", peak), ("last", points[-1])):
+            for place, point in (("peak", peak), ("end", points[-1])):
                 cells = [
                     f"{math.sqrt(max(point['kl'], 0)):.2f}",
                     *(f"{point[k]['mean']:+.2f}" for k in ("proxy", "gold")),
                 ]
-                table.add_row(f"{title}, {place}", *cells, f"{content['fit']['gold']['rmse']:.3f}")
+                last = [*both(content["fall"]), f"{content['fit']['gold']['r2']:.2f}"] if place == "end" else []
+                table.add_row(f"{title}, {place}", *cells, *last)
         console.print(table)
 
 

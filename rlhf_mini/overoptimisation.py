@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.checkpoints import Parent
@@ -20,17 +21,23 @@ from rlhf_mini.scoring import score_texts, sequence_logprobs
 from rlhf_mini.statistics import mean_intervals
 from rlhf_mini.world.gold import judge
 
-MAX_NEW_TOKENS = 48
-TEMPERATURE = 0.7  # both as the stages sample
 AT_ONCE = 16  # prompts whose samples are drawn together, so that a progress bar moves
 
 
 class Measurer:
     """Policies, measured by reward models and gold on the same prompts, as gains over the SFT model."""
 
-    def __init__(self, sft: Parent, proxies: dict[str, Parent], records: Sequence[Record], options: OveroptOptions):
-        """Samples `best_of` responses of the SFT model to each prompt, scores them by all proxies and judges them."""
+    def __init__(
+        self, sft: Parent, proxies: dict[str, Parent], records: Sequence[Record], options: OveroptOptions,
+        ppo_options: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Samples `best_of` responses of the SFT model to each prompt, scores them by all proxies and judges them.
+
+        `ppo_options`, those of the run's PPO, say how all responses are sampled.
+        """
         self.records, self.options = records, options
+        self.sampling = {key: ppo_options[key] for key in ("max_new_tokens", "temperature")}
+        self.threads = torch.get_num_threads()
         self.tokenizer = AutoTokenizer.from_pretrained(sft.path)
         self.sft = AutoModelForCausalLM.from_pretrained(sft.path).eval()
         self.reward_models = {
@@ -54,9 +61,10 @@ class Measurer:
         return {"proxy": float(self.proxy[name].mean()), "gold": float(self.gold.mean())}
 
     def best_of_n(self, name: str) -> list[dict[str, Any]]:
-        """For each n: its KL to the SFT model, log n - (n - 1) / n nats, and what the best of n by the proxy is worth.
+        """For each n its KL to the SFT model, in nats, and what the best of n by the proxy is worth.
 
-        Gao et al. 2022 (arXiv 2210.10760), section 3.1, for the KL.
+        The KL is log n - (n - 1) / n (Gao et al. 2022, arXiv 2210.10760, section 3.1); with responses that repeat, at
+        most that.
         """
         proxy, gold, points = self.proxy[name], self.gold, []
         for n in [n for n in N if n <= self.options.best_of]:
@@ -68,13 +76,10 @@ class Measurer:
         """KL in nats a response, and gains in proxy and gold, of the policy in `folder`."""
         policy, options = AutoModelForCausalLM.from_pretrained(folder).eval(), self.options
         prompts, responses = self._sample(policy, self.records, options.responses, seed=options.seed)
-        kl = [
-            new - old
-            for new, old in zip(
-                *(sequence_logprobs(m, self.tokenizer, prompts, responses, TEMPERATURE) for m in (policy, self.sft)),
-                strict=True,
-            )
-        ]
+        new, old = (
+            sequence_logprobs(model, self.tokenizer, prompts, responses, self.sampling["temperature"])
+            for model in (policy, self.sft)
+        )
         shape = len(self.records), options.responses
         scores = score_texts(self.reward_models[name], self.tokenizer, prompts, responses)
         values = {
@@ -82,16 +87,14 @@ class Measurer:
             "gold": np.array(self._judge(self.records, responses)).reshape(shape).mean(1),
         }
         tokens = float(np.mean([len(response.ids) for response in responses]))
-        return {"kl": float(np.mean(kl)), "tokens": tokens, **self._gains(name, values)}
+        return {"kl": float(np.mean(new) - np.mean(old)), "tokens": tokens, **self._gains(name, values)}
 
     def _sample(
         self, model: Any, records: Sequence[Record], number: int, seed: int
     ) -> tuple[list[Any], list[Response]]:
         """`number` responses to each prompt, and the prompt beside each."""
         prompts = [record["prompt"] for record in records for _ in range(number)]
-        return prompts, respond(
-            model, self.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=seed
-        )
+        return prompts, respond(model, self.tokenizer, prompts, **self.sampling, seed=seed)
 
     def _judge(self, records: Sequence[Record], responses: Sequence[Response]) -> list[float]:
         """Gold of the responses, as many to each record."""
@@ -105,11 +108,27 @@ class Measurer:
             gold.append(known[key])
         return gold
 
-    def _gains(self, name: str, values: dict[str, np.ndarray]) -> dict[str, Figure]:
-        """values (P,) less the SFT model's mean for the same prompt."""
+    def _gains(self, name: str, values: dict[str, np.ndarray]) -> dict[str, Any]:
+        """values (P,) less the SFT model's mean for the same prompt: their means, and gold of each prompt."""
         start = {"proxy": self.proxy[name], "gold": self.gold}
         columns = np.stack([values[key] - start[key].mean(1) for key in ("proxy", "gold")], axis=1)  # (P, 2)
-        return dict(zip(("proxy", "gold"), mean_intervals(columns, self.options.seed), strict=True))
+        figures = dict(zip(("proxy", "gold"), mean_intervals(columns, self.options.seed), strict=True))
+        return figures | {"gold_by_prompt": columns[:, 1].tolist()}
+
+
+def fall(gold_by_prompt: Sequence[Sequence[float]], seed: int) -> Figure:
+    """How much gold lies lower at the end of a curve than at its peak, in units of gold; above 0, it fell.
+
+    The peak is looked for on every other prompt and the difference read on the others, as the highest of many noisy
+    points is too high by chance. The curve begins at the SFT model, where all gains are 0.
+
+    Args:
+        gold_by_prompt: gains of each point of the curve, (P,) each.
+    """
+    gains = np.array(gold_by_prompt)  # (m, P)
+    gains = np.concatenate([np.zeros((1, gains.shape[1])), gains])  # (1 + m, P)
+    peak = gains[:, ::2].mean(1).argmax()
+    return mean_intervals((gains[peak] - gains[-1])[1::2, None], seed)[0]
 
 
 def best_of(proxy: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
@@ -153,7 +172,8 @@ def fits(points: Sequence[dict[str, Any]], form: Callable[[np.ndarray], np.ndarr
     """Least squares of proxy and gold gains on d = sqrt(KL) (Gao et al. 2022, arXiv 2210.10760, section 3.1).
 
     Returns:
-        By "proxy" and "gold": a, b, and rmse, the root mean squared error in units of the gain. NaN of too few points.
+        By "proxy" and "gold": a, b, rmse, the root mean squared error in units of the gain, and r2, the share of the
+        gains' variance that the form explains: near 0 or below, it says nothing. NaN of too few points.
     """
     points = [point for point in points if point["kl"] > 1e-3]
     d = np.sqrt([point["kl"] for point in points])
@@ -161,10 +181,11 @@ def fits(points: Sequence[dict[str, Any]], form: Callable[[np.ndarray], np.ndarr
     for key in ("proxy", "gold"):
         gains = np.array([point[key]["mean"] for point in points])
         if len(points) < 3:
-            found[key] = {"a": math.nan, "b": math.nan, "rmse": math.nan}
+            found[key] = {"a": math.nan, "b": math.nan, "rmse": math.nan, "r2": math.nan}
             continue
         columns = form(d)
         (a, b), *_ = np.linalg.lstsq(columns, gains, rcond=None)
-        rmse = math.sqrt(np.mean((columns @ [a, b] - gains) ** 2))
-        found[key] = {"a": float(a), "b": float(b), "rmse": rmse}
+        error = np.mean((columns @ [a, b] - gains) ** 2)
+        r2 = 1 - error / gains.var() if gains.var() > 0 else math.nan
+        found[key] = {"a": float(a), "b": float(b), "rmse": math.sqrt(error), "r2": float(r2)}
     return found
