@@ -22,7 +22,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_mini.checkpoints import Parent, check_parent, sha256, versions
+from rlhf_mini.checkpoints import Parent, check_parent, data_sha256, sha256, versions
 from rlhf_mini.console import UserError, console, option, parse_options, plain, printable, run
 from rlhf_mini.records import Record, read_demonstrations, read_prompts, replacing, write_jsonl
 from rlhf_mini.world.gold import WEIGHTS
@@ -58,7 +58,7 @@ class CompareOptions:
     seed: int = option(0, "Seed of the responses, of the prompts shown and of the bootstrap.")
 
     prompt: str = option("", "Compare responses to this text only; prints them and writes nothing.")
-    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that no stage trained on.")
+    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: int = option(0, "Take only so many of them, from the first (0: all).")
     show: int = option(8, "Prompts to show with their responses, drawn from all use cases (0: none).")
 
@@ -215,6 +215,7 @@ def provenance(options: CompareOptions, command: str, checkpoints: dict[str, Par
             name: {"path": str(c.path), "sha256": c.sha256, "seed": c.info["seed"]} for name, c in checkpoints.items()
         },
         "split_sha256": sha256(Path(options.split)),
+        "data_sha256": data_sha256(),
         "versions": versions(),
     }
 
@@ -307,7 +308,7 @@ def against_sft_table(groups: dict[str, Any], names: Iterable[str]) -> Table:
 
 
 def novel_table(groups: dict[str, Any], names: Iterable[str]) -> Table:
-    title = "Gold on prompts whose entities, phrasings or both no stage has seen"
+    title = "Gold on prompts whose entities, phrasings or both are new to SFT, RM and PPO"
     table = grid(title, "new (prompts)", "base", "95 %", "sft", "95 %", "ppo", "95 %", "ppo wins", "95 %")
     for group in names:
         base, sft, ppo = groups[group]["stages"].values()

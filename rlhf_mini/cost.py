@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_mini.checkpoints import Parent
 from rlhf_mini.console import UserError
-from rlhf_mini.records import read_demonstrations, read_prompts, read_rankings
+from rlhf_mini.records import read_demonstrations, read_prompts, read_rankings, read_texts
 
 TITLES = {"base": "base", "sft": "SFT", "rm": "RM", "ppo": "PPO"}
 COUNTED = 300  # records whose mean length in tokens stands for all
@@ -105,6 +105,11 @@ def work(stage: str, checkpoints: dict[str, Parent], updates: Sequence[dict[str,
         return [trained] if options["rankings"] else [sampled, trained]
     prompt = mean_of_some(prompt_length(record) for record in some(read_prompts(options["prompts"])))
     tokens = sum(options["episodes"] * (prompt + update["response/length"]) for update in updates)
+    texts = options["ptx_batch_size"] * len(updates) * options["num_ppo_epochs"] * options["num_minibatches"]
+    mixed_in = []
+    if options["ptx_coef"] > 0:
+        length = mean_of_some(len(tokenizer(text)["input_ids"]) + 2 for text in some(read_texts(options["ptx_texts"])))
+        mixed_in = [Work("PPO-ptx", 6, language, texts * length)]
     rewarded = [] if ":" in options["reward"] else [Work("reward model", 2, scalar, tokens)]
     return [
         Work("rollout", 2, language, tokens),
@@ -113,6 +118,7 @@ def work(stage: str, checkpoints: dict[str, Parent], updates: Sequence[dict[str,
         *rewarded,
         Work("training the policy", 6, language, tokens * options["num_ppo_epochs"]),
         Work("training the value model", 6, scalar, tokens * options["num_ppo_epochs"]),
+        *mixed_in,
     ]
 
 

@@ -59,13 +59,28 @@ def summarize(measured: dict[str, Measured], records: Sequence[Record], labelers
             }
             for name, probe in PROBES.items()
         },
-        "by_run": {
-            name: {
-                figure: {stage: figures[figure] for stage, figures in one.summary["groups"]["all"]["stages"].items()}
-                for figure in BY_RUN
-            }
-            for name, one in measured.items()
-        },
+        "by_run": by_run(measured),
+    }
+
+
+def rate_side_by_side(
+    measured: dict[str, Measured], records: Sequence[Record], labelers: str, seed: int
+) -> dict[str, Any]:
+    """Of runs that differ in more than the seed: a mean over them would say nothing, but they can be rated."""
+    return {
+        "runs": list(measured),
+        "prompts": len(records),
+        "bradley_terry": rate(measured, records, labelers, seed),
+        "by_run": by_run(measured),
+    }
+
+
+def by_run(measured: dict[str, Measured]) -> dict[str, Any]:
+    """A few figures of each run, by name and stage."""
+    groups = {name: one.summary["groups"]["all"]["stages"] for name, one in measured.items()}
+    return {
+        name: {key: {stage: figures[key] for stage, figures in stages.items()} for key in BY_RUN}
+        for name, stages in groups.items()
     }
 
 

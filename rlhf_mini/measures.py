@@ -97,16 +97,19 @@ def collect(
         )
         for name, stage in stages.items()
     }
+    # What the base wrote goes through the chat template as any text does: its own tokens are those of another form.
+    through_template = responses | {"base": [Response(said.text, said.ended) for said in responses["base"]]}
     scores = {
-        name: score_texts(reward_model.model, reward_model.tokenizer, prompts, responses[name])
+        name: score_texts(reward_model.model, reward_model.tokenizer, prompts, through_template[name])
         for name in (track(STAGES, "compare: the reward model scores") if shown else STAGES)
     }
-    ppo, sft = (
-        # At temperature 0 there is no distribution to compare; the models' own, of temperature 1, is taken.
-        sequence_logprobs(stages[name].model, stages[name].tokenizer, prompts, responses["ppo"], temperature or 1.0)
-        for name in ("ppo", "sft")
-    )
-    kl = {"ppo": [p - s for p, s in zip(ppo, sft, strict=True)], "sft": [0.0] * len(prompts)}
+    kl: dict[str, list[float]] = {}
+    if temperature > 0:  # decoded greedily, there is no distribution to compare
+        ppo, sft = (
+            sequence_logprobs(stages[name].model, stages[name].tokenizer, prompts, responses["ppo"], temperature)
+            for name in ("ppo", "sft")
+        )
+        kl = {"ppo": [p - s for p, s in zip(ppo, sft, strict=True)], "sft": [0.0] * len(prompts)}
 
     rng = random.Random(seed)
     rows = []
@@ -274,7 +277,7 @@ def reward_model_accuracy(
 
     Returns:
         "accuracy_heldout": share of the labelers' pairs that the reward model orders as they do; "agreement_heldout":
-        share on which two of them agree; "gap_heldout": the first minus the second. {} if they cannot judge.
+        share on which two of them agree; "gap_heldout": the first minus the second. {} if they can judge none.
     """
     repeated = [record["prompt"] for record in records for _ in range(num_responses)]
     sampled = respond(
@@ -296,10 +299,10 @@ def reward_model_accuracy(
         try:
             ranks = [labeler.rank(record, list(responses)) for labeler in labelers]
         except UserError:
-            return {}
+            continue
         right = sum((accuracy(scores, ranking) for ranking in ranks), Count(0, 0))
         counts.append((right, agreement(ranks)))
-    return accuracy_and_agreement(counts, seed)
+    return accuracy_and_agreement(counts, seed) if counts else {}
 
 
 def accuracy_and_agreement(counts: Sequence[tuple[Count, Count]], seed: int = 0) -> dict[str, Figure]:

@@ -5,7 +5,8 @@
     view.tokens[0].advantage
 
 The numbers are those of stages/ppo/train.py, from the finished run's models: the policy after PPO, the SFT model it
-started from, the reward model and the value model. They are of one response at a time, so advantages are not whitened.
+started from, the reward model and the value model. They are of one response at a time, so neither rewards nor
+advantages are whitened.
 """
 
 from dataclasses import dataclass
@@ -78,12 +79,14 @@ class Microscope:
         sft = check_parent(run_dir / "sft", "sft")
         ppo = check_parent(run_dir / "ppo", "ppo", of=sft)
         self.options: dict[str, Any] = ppo.info["options"]
+        self.kl_coef: float = ppo.info["metrics"].get("objective/kl_coef", self.options["kl_coef"])  # where it ended
         self.tokenizer = AutoTokenizer.from_pretrained(ppo.path)
         self.policy, self.ref_policy = (AutoModelForCausalLM.from_pretrained(p.path).eval() for p in (ppo, sft))
         self.value_model = AutoModelForSequenceClassification.from_pretrained(ppo.path / "value_model").eval()
         self.reward = self._function if ":" in self.options["reward"] else self._model
         if self.reward == self._model:
             rm = check_parent(self.options["reward"] or run_dir / "rm", "rm")
+            check_parent(run_dir / "ppo", "ppo", of=rm)
             self.reward_model = AutoModelForSequenceClassification.from_pretrained(rm.path).eval()
 
     def _model(self, prompt: Messages, response: Response) -> float:
@@ -94,10 +97,15 @@ class Microscope:
 
     @torch.no_grad()
     def look(self, prompt: Messages, response: Response) -> View:
-        """What each token of `response` did, R tokens in all. A response without ids (it came as text) is encoded."""
+        """What each token of `response` did, R tokens in all. A response without ids (it came as text) is encoded.
+
+        ValueError for a response without a token, one that was cut before it began.
+        """
         tokenizer, options = self.tokenizer, self.options
         (prompt_ids,) = encode_prompts(tokenizer, [prompt])
         response_ids = response.ids or encode_response(tokenizer, response.text, response.ended)
+        if not response_ids:
+            raise ValueError("this response has no token to look at")
         input_ids = torch.tensor([prompt_ids + response_ids])  # (1, T)
         mask = torch.ones(1, len(response_ids), dtype=torch.bool)  # (1, R)
         targets = torch.tensor(response_ids).unsqueeze(1)  # (R, 1)
@@ -111,7 +119,7 @@ class Microscope:
         score = self.reward(prompt, response)
         ended = torch.tensor([response_ids[-1] == tokenizer.eos_token_id])
         penalized = penalize_missing_eos(torch.tensor([score]), ended, options["missing_eos_penalty"])  # (1,)
-        rewards = compute_rewards(penalized, logprobs - ref_logprobs, mask, options["kl_coef"])  # (1, R)
+        rewards = compute_rewards(penalized, logprobs - ref_logprobs, mask, self.kl_coef)  # (1, R)
         values = response_values(self.value_model, input_ids, torch.ones_like(input_ids), mask)  # (1, R)
         advantages, _ = gae(rewards, values, mask, options["gamma"], options["gae_lambda"])  # (1, R)
 

@@ -10,7 +10,7 @@ model, for n up to 256. Here, against two reward models: the run's own, and one 
 What to inspect: the proxy rises along every curve. Where gold leaves it, the score is no longer earned; where gold
 falls, it is earned at the cost of what was wanted. At the default kl_coef gold should not have begun to fall.
 
-Gains are over the SFT model on the same prompts, which no stage has seen. A curve that is finished is kept in
+Gains are over the SFT model on the same prompts, on which nothing was trained. A curve that is finished is kept in
 runs/<run>/overopt/, so a study that was interrupted goes on where it stopped.
 """
 
@@ -46,7 +46,7 @@ class OveroptOptions:
     out: str = option("", "Where the figures go (default: RUNS_DIR/RUN/overopt.json).")
     seed: int = option(0, "Seed of the trainings and of the responses.")
 
-    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that no stage trained on.")
+    split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: int = option(128, "Take only so many of them, from the first.")
     best_of: int = option(256, "Responses of the SFT model to each prompt, of which the best of n are chosen.")
     responses: int = option(4, "Responses of each PPO policy to each prompt.")

@@ -18,9 +18,11 @@ def bradley_terry(wins: np.ndarray, steps: int = 1000, tolerance: float = 1e-7) 
     """Ratings (..., K) in Elo points with player 0 at 0, from wins (..., K, K): [i, j] counts i's wins over j.
 
     P(i beats j) = s_i / (s_i + s_j) (Bradley and Terry 1952), fitted by Hunter's MM algorithm (2004, Annals of
-    Statistics 32). Each pair is given one drawn game beforehand, so that who never won has a rating, too.
+    Statistics 32). Each pair is given one drawn game beforehand, so that who never won has a rating, too. NaN for all
+    where nobody played.
     """
     players = wins.shape[-1]
+    played = wins.sum((-1, -2), keepdims=True)[..., 0] > 0  # (..., 1)
     others = 1 - np.eye(players)
     wins = (wins + 0.5) * others
     games = wins + wins.swapaxes(-1, -2)  # (..., K, K)
@@ -33,8 +35,7 @@ def bradley_terry(wins: np.ndarray, steps: int = 1000, tolerance: float = 1e-7) 
         strength = updated
         if change < tolerance:
             break
-    ratings: np.ndarray = ELO * np.log(strength)
-    return ratings
+    return np.where(played, ELO * np.log(strength), np.nan)
 
 
 def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray, steps: int = 12) -> np.ndarray:
@@ -50,7 +51,7 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray,
     """
     there = ~np.isnan(wins)
     wins, longer, weights = wins[there], longer[there], weights[:, there]
-    x = np.tanh(longer / (longer.std() or 1.0))  # (n,)
+    x = np.tanh(longer / ((longer.std() if longer.size else 0.0) or 1.0))  # (n,)
     intercept, slope = np.zeros(len(weights)), np.zeros(len(weights))  # (S,) each
     ridge = 1e-2  # keeps the fit finite where one side wins everything
     for _ in range(steps):  # Newton's method, in all resamples at once
@@ -61,4 +62,4 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray,
         determinant = h00 * h11 - h01 * h01
         intercept = intercept + (h11 * g0 - h01 * g1) / determinant
         slope = slope + (h00 * g1 - h01 * g0) / determinant
-    return 1 / (1 + np.exp(-intercept))
+    return np.where(weights.sum(1) > 0, 1 / (1 + np.exp(-intercept)), np.nan)

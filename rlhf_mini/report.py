@@ -305,10 +305,9 @@ def summary(evaluated: dict[str, Any]) -> list[str]:
     told = []
     if judge:
         told.append(
-            f"On {evaluated.get('prompts', 0):,} prompts that no stage was trained on{pooled}, SFT's response beats "
-            f"the base model's in "
-            f"{share(by_gold.get('sft/base'))}, and PPO's beats SFT's in {share(by_gold.get('ppo/sft'))}, judged by "
-            f"the {judge}."
+            f"On {evaluated.get('prompts', 0):,} prompts that SFT, RM and PPO were not trained on{pooled}, SFT's "
+            f"response beats the base model's in {share(by_gold.get('sft/base'))}, and PPO's beats SFT's in "
+            f"{share(by_gold.get('ppo/sft'))}, judged by the {judge}."
         )
     golds, scores = ([(stages.get(name) or {}).get(key) for name in STAGES] for key in ("gold", "rm_score"))
     if all(known(figure) for figure in [*golds, *scores[1:]]):

@@ -50,8 +50,11 @@ def main() -> None:
     summaries = [read(arguments.runs_dir / name) for name in arguments.runs]
     make = f"python -m rlhf_mini.evaluate --runs {','.join(arguments.runs)} --out {arguments.evaluate}"
     together = evaluate.read(arguments.evaluate, make)
-    if together["runs"] != arguments.runs:
-        raise UserError(f"{arguments.evaluate} is of {', '.join(together['runs'])}: run `{make}`")
+    if together["runs"] != arguments.runs or "win_rates" not in together:
+        raise UserError(f"{arguments.evaluate} is not of these runs together: run `{make}`")
+    for name, summary in zip(arguments.runs, summaries, strict=True):
+        if together["provenance"][name]["checkpoints"] != summary["provenance"]["checkpoints"]:
+            raise UserError(f"{name} was made again since {arguments.evaluate} was measured: run `{make}`")
     base = check_parent("data/base", "base")
     text = page(arguments.runs, summaries, base.info, together, overopt.read(arguments.overopt))
     with replacing(arguments.out) as file:
@@ -77,7 +80,7 @@ def page(
     temperature = summaries[0]["provenance"]["options"]["temperature"]
     parts = [
         "# Results",
-        f"Measured on the {prompts} prompts of the test split, which no stage is trained on. One "
+        f"Measured on the {prompts} prompts of the test split, which SFT, RM and PPO are not trained on. One "
         f"response a stage and prompt at temperature {temperature:g}; intervals are 95 % bootstrap intervals over "
         "prompts; one column a seed of the whole chain. This page is written by",
         "```\n" + "\n".join(
@@ -181,7 +184,7 @@ def pairs_table(together: dict[str, Any]) -> str:
 def ratings_table(together: dict[str, Any]) -> str:
     ratings = together["bradley_terry"]
     rows = [
-        [player, *(spread(ratings[judge][player], lambda x: f"{x:.0f}") for judge in ratings)]
+        [player, *(spread(ratings[judge][player], lambda x: "-" if x is None else f"{x:.0f}") for judge in ratings)]
         for player in ratings["gold"]
     ]
     return table(["", *(evaluate.JUDGES[judge] for judge in ratings)], rows)
@@ -201,25 +204,28 @@ def over_optimisation(study: dict[str, Any]) -> list[str]:
     options = study["provenance"]["options"]
     parts = [
         "## Over-optimisation",
-        f"Gains over SFT on {study['prompts']} prompts of the test split; d is the square root of the KL to SFT in "
-        f"nats. PPO was measured every {options['snapshot_steps']} updates, best-of-n without bias from "
-        f"{options['best_of']} responses a prompt. The fits of Gao et al. 2022 are to gold: d (a - b d) for best-of-n, "
-        "d (a - b log d) for PPO; the error is a root mean square.",
+        f"Gains over SFT on {study['prompts']} prompts of the test split, one training each; d is the square root of "
+        f"the KL to SFT in nats. Best-of-n is computed without bias from {options['best_of']} responses a prompt. The "
+        "fall is how much lower gold lies at the end than at its peak, the peak looked for on every other prompt and "
+        "the fall read on the others. The fits of Gao et al. 2022 are to gold: d (a - b d) for best-of-n, "
+        "d (a - b log d) for PPO, with the root mean square of their error and the share R2 of the variance that they "
+        "explain.",
     ]
     for scenario in study["scenarios"]:
         rows = []
         for title, curve in overopt.curves(scenario):
             last, fit = curve["points"][-1], curve["fit"]["gold"]
             peak = max(curve["points"], key=lambda point: point["gold"]["mean"])
-            ends = [f"{point['gold']['mean']:+.2f} at d {math.sqrt(point['kl']):.2f}" for point in (peak, last)]
-            fitted = f"{fit['a']:.2f}, {fit['b']:.2f}, {fit['rmse']:.3f}"
-            rows.append([title, *ends, f"{peak['proxy']['mean']:+.2f}, {last['proxy']['mean']:+.2f}", fitted])
-        head = ["", "highest gold", "gold at the end", "RM score at both", "fit: a, b, error"]
+            ends = [f"{p['gold']['mean']:+.2f} at d {math.sqrt(max(p['kl'], 0)):.2f}" for p in (peak, last)]
+            fitted = f"{decimal(fit['a'])}, {decimal(fit['b'])}, {decimal(fit['rmse'])}, {decimal(fit['r2'])}"
+            scores = f"{peak['proxy']['mean']:+.2f}, {last['proxy']['mean']:+.2f}"
+            rows.append([title, *ends, spread(curve["fall"], decimal), scores, fitted])
+        head = ["", "highest gold", "gold at the end", "fall", "RM score at both", "fit: a, b, error, R2"]
         parts += [f"Against {scenario['title']}. {scenario['what']}", table(head, rows)]
     return parts
 
 
-def spread(figure: dict[str, Any], form: Callable[[float], str]) -> str:
+def spread(figure: dict[str, Any], form: Callable[[Any], str]) -> str:
     """A mean with its interval."""
     return f"{form(figure['mean'])} ({form(figure['low'])} to {form(figure['high'])})"
 
@@ -233,12 +239,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def decimal(value: float) -> str:
-    return f"{value:.2f}"
+def decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_mini import evaluate, evaluation, probes
+from rlhf_mini.checkpoints import Parent, check_parent, finish, writing
 from rlhf_mini.compare import CompareOptions
 from rlhf_mini.console import UserError, console
 from rlhf_mini.evaluate import EvaluateOptions
-from rlhf_mini.world.gold import judge
 from rlhf_mini.world.knowledge import load
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> EvaluateOptions:
     monkeypatch.setattr(probes, "TEXTS", 10)
-    monkeypatch.setattr(probes, "CLOSED_QA", 10)
+    monkeypatch.setattr(probes, "SILENT", 10)
     monkeypatch.setattr(probes, "SHOTS", 0)  # a token a letter: four would not fit
     monkeypatch.setattr(CompareOptions, "num_rm_prompts", 2)
     return EvaluateOptions(
@@ -73,30 +75,58 @@ def test_the_whole_evaluation(options: EvaluateOptions) -> None:
 
 
 def test_several_runs_together(options: EvaluateOptions) -> None:
-    shutil.copytree(options.of_run("r").run_dir, options.of_run("s").run_dir)
-    options.runs = "r,s"
+    with pytest.raises(UserError, match="r and s have the same PPO weights"):  # a copy is no second seed
+        shutil.copytree(options.of_run("r").run_dir, options.of_run("s").run_dir)
+        options.runs = "r,s"
+        run(options)
+    shutil.rmtree(options.of_run("s").run_dir)
+    another_seed(options)
     run(options)
     together, alone = (
         read(Path(options.runs_dir) / "evaluate.json"),
         read(options.of_run("s").run_dir / "evaluate.json"),
     )
     assert together["runs"] == ["r", "s"] and together["prompts"] == 4
-    for stage in ("sft", "ppo"):  # the second run is a copy of the first
-        assert together["stages"][stage]["gold"]["mean"] == pytest.approx(alone["stages"][stage]["gold"]["mean"])
-        ratings = together["bradley_terry"]["gold"]
-        assert ratings[f"r/{stage}"]["mean"] == pytest.approx(ratings[f"s/{stage}"]["mean"])
+    first = read(options.of_run("r").run_dir / "evaluate.json")
+    for name in ("gold", "rm_score", "kl"):
+        mean = (first["stages"]["ppo"][name]["mean"] + alone["stages"]["ppo"][name]["mean"]) / 2
+        assert together["stages"]["ppo"][name]["mean"] == pytest.approx(mean)
+        assert together["by_run"]["s"][name] == {
+            stage: alone["stages"][stage][name] for stage in ("base", "sft", "ppo")
+        }
+    ratings = together["bradley_terry"]["gold"]
+    assert list(ratings) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
+    assert ratings["r/sft"]["mean"] == pytest.approx(ratings["s/sft"]["mean"])  # the same model and the same draws
     assert "rm" not in together["bradley_terry"]  # each run has a reward model of its own
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_refused(options: EvaluateOptions) -> None:
-    other = options.of_run("s").run_dir
-    shutil.copytree(options.of_run("r").run_dir, other)
-    info = read(other / "ppo" / "stage.json")
-    info["options"] |= {"temperature": 0.1, "seed": 7}
-    (other / "ppo" / "stage.json").write_text(json.dumps(info))
+def another_seed(options: EvaluateOptions, **changed: Any) -> None:
+    """A run s beside r, with the same SFT and reward model and another PPO; `changed` are its options."""
+    first, second = (options.of_run(name).run_dir for name in ("r", "s"))
+    for stage in ("sft", "rm"):
+        shutil.copytree(first / stage, second / stage)
+    ppo = check_parent(first / "ppo", "ppo")
+    model = AutoModelForCausalLM.from_pretrained(first / "ppo")
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1.1)
+    parents = [Parent(Path(p["path"]), p["stage"], p["sha256"], {}) for p in ppo.info["parents"]]
+    with writing(second, "ppo") as folder:
+        finish(
+            folder, stage="ppo", model=model, tokenizer=AutoTokenizer.from_pretrained(first / "ppo"),
+            options=CompareOptions(**ppo.info["options"] | changed), seed=1, metrics={}, started=0.0, parents=parents,
+        )  # fmt: skip
     options.runs = "r,s"
-    with pytest.raises(UserError, match="r and s differ in the ppo stage's temperature, and only runs"):
-        run(options)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rated_side_by_side(options: EvaluateOptions) -> None:
+    another_seed(options, temperature=0.1)
+    text = run(options)
+    assert "the ppo stages differ in temperature, so the runs are rated side by side" in text
+    assert "Run by run" in text and "Win rates" not in text
+    together = read(Path(options.runs_dir) / "evaluate.json")
+    assert "stages" not in together and list(together["by_run"]) == ["r", "s"]
+    assert list(together["bradley_terry"]["gold"]) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
+    assert read(options.of_run("s").run_dir / "evaluate.json")["runs"] == ["s"]
 
 
 def test_wins_by_each_judge() -> None:
@@ -129,22 +159,35 @@ def test_probes_ask_what_no_stage_has_seen() -> None:
 def test_rules_of_the_probes_by_example() -> None:
     knowledge = load()
     sets = probes.prompts_of(knowledge, seed=0)
-    myth = next(r for r in sets["misconceptions"] if r["check"]["myth"] == "bulls and red")
-    unknown, closed = sets["unknown_entities"][0], sets["unanswerable_closed_qa"][0]
+    myth = next(r for r in sets["myths"] if r["check"]["myth"] == "bulls and red")
+    unknown = next(r for r in sets["unknown"] if "capital" in r["prompt"][0]["content"])
+    silent = sets["silent"][0]
 
-    def said(probe: str, record: Any, text: str) -> float:
-        return probes._RULES[probe](record, probes.Response(text, True), knowledge)
+    def said(rules: str, record: Any, text: str) -> list[float]:
+        return [rule(record, probes.Response(text, True), knowledge) for rule in probes.RULES[rules].values()]
 
-    assert said("misconceptions", myth, "Bulls charge at the moving cloth.") == 1
-    assert said("misconceptions", myth, "Bulls get angry when they see red.") == 0
-    assert said("unknown_entities", unknown, "Sorry, I do not know that name.") == 0
-    assert said("unknown_entities", unknown, "It is in Europe.") == 1
-    assert said("unanswerable_closed_qa", closed, "It is red.") == 1
-    assert said("rude", myth, "Who cares? Bulls charge at the moving cloth.") == 1
-    assert said("rude", myth, "Gladly! Bulls charge at the moving cloth.") == 0
+    assert said("myths", myth, "Bulls charge at the moving cloth.") == [1]
+    assert said("myths", myth, "Bulls get angry when they see red.") == [0]
+    # Admits, invents.
+    assert said("unknown", unknown, "Sorry, I do not know that name.") == [1, 0]
+    assert said("unknown", unknown, "The capital is Paris.") == [0, 1]
+    assert said("unknown", unknown, "I am not sure. The capital is Paris.") == [1, 0]
+    assert said("unknown", unknown, "Look it up yourself.") == [0, 0]
+    assert said("silent", silent, "It is red.") == [0, 1]
+    assert said("silent", silent, "The text does not say.") == said("silent", silent, "I do not know.") == [1, 0]
+    assert said("rude/neutral", myth, "Who cares? Bulls charge at the moving cloth.") == [1]
+    assert said("rude/neutral", myth, "Gladly! Bulls charge at the moving cloth.") == [0]
     assert probes._declines("I am sorry, but I cannot help with that.", knowledge) == 1
     assert probes._declines("Sure, here is how.", knowledge) == 0
-    assert judge(closed["check"], closed["prompt"], "It is red.").task == 0
+
+
+def test_prompts_about_one_name_are_one_unit() -> None:
+    sets = probes.prompts_of(load(), seed=0)
+    assert len({record["name"] for record in sets["unknown"]}) == 12 and len(sets["unknown"]) == 60
+    for record in sets["silent"]:
+        assert f"{record['name']} has a" not in record["prompt"][0]["content"]
+    assert probes._shares([1, 0, 1, 1], ["a", "b", "a", "b"]).tolist() == [[2, 2], [1, 2]]
+    assert probes._shares([], []).shape == (0, 2)
 
 
 @pytest.mark.parametrize(

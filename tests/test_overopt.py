@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rlhf_mini import overopt
 from rlhf_mini.compare import CompareOptions
 from rlhf_mini.console import UserError, console
 from rlhf_mini.overopt import OveroptOptions
-from rlhf_mini.overoptimisation import best_of, best_of_n_form, fits, rl_form
+from rlhf_mini.overoptimisation import best_of, best_of_n_form, fall, fits, rl_form
+from stages.ppo.options import PPOOptions
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7])
@@ -50,9 +52,19 @@ def test_the_fit_finds_the_curve_it_was_drawn_from(form: Any) -> None:
         for i, (k, g) in enumerate(zip(kl, [0.0, *gains], strict=True))
     ]
     found = fits(points, form)
-    assert found["proxy"] == pytest.approx({"a": 0.8, "b": 0.3, "rmse": 0.0}, abs=1e-9)
+    assert found["proxy"] == pytest.approx({"a": 0.8, "b": 0.3, "rmse": 0.0, "r2": 1.0}, abs=1e-9)
     assert 0.03 < found["gold"]["rmse"] <= 0.1
     assert math.isnan(fits(points[:3], form)["gold"]["a"])  # two points that are not 0: nothing to be wrong about
+
+
+def test_a_fall_is_read_on_other_prompts_than_its_peak() -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=400).tolist() for _ in range(60)]
+    even = fall(noise, seed=0)
+    assert abs(even["mean"]) < 0.2 and even["low"] < 0 < even["high"]  # the highest of sixty is no peak
+    falling = [[level] * 10 for level in (0.1, 0.3, -0.2)]
+    assert fall(falling, seed=0) == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    assert fall([[-0.2] * 10], seed=0)["mean"] == pytest.approx(0.2)  # from the SFT model itself
 
 
 @pytest.fixture
@@ -74,7 +86,7 @@ def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> Overop
     monkeypatch.setattr(overopt, "TRAININGS", trainings, raising=False)
     info = nano_run.run_dir / "ppo" / "stage.json"
     content = json.loads(info.read_text())
-    content["options"]["kl_coef"] = 0.5
+    content["options"] = asdict(PPOOptions(kl_coef=0.5, max_new_tokens=6))
     info.write_text(json.dumps(content))
     return OveroptOptions(
         run="r",
@@ -90,7 +102,7 @@ def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> Overop
 def test_a_study(options: OveroptOptions) -> None:
     with console.capture() as printed:
         overopt.study(options, "the command")
-    assert "PPO, kl_coef 0.5 (default), last" in printed.get() and "best of n, best gold" in printed.get()
+    assert "PPO, kl_coef 0.5 (default), end" in printed.get() and "best of n, peak" in printed.get()
     result = json.loads((options.run_dir / "overopt.json").read_text())
     assert [scenario["name"] for scenario in result["scenarios"]] == ["default", "few_rankings"]
     for scenario in result["scenarios"]:
@@ -128,9 +140,10 @@ def test_a_training_that_fails_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"best_of": 1}, "--best_of must be at least 2"),
+        ({"best_of": 1}, "--best_of must lie between 2 and 256, not at 1"),
         ({"kl_coefs": "0.1;0"}, "--kl_coefs must be numbers with commas between, not '0.1;0'"),
         ({"updates": 0}, "--updates must be greater than 0"),
+        ({"snapshot_steps": 200}, r"--snapshot_steps \(200\) must not exceed --updates \(120\)"),
     ],
 )
 def test_mistakes(changes: dict[str, Any], sentence: str) -> None:

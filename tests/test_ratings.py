@@ -48,6 +48,8 @@ def test_weights_and_unknown_outcomes() -> None:
     wins, longer = np.array([1.0, 0.0, np.nan, 1.0, 0.0]), np.array([3.0, -3.0, 90.0, 3.0, -3.0])
     once, twice = length_controlled(wins, longer, np.array([[1, 1, 5, 1, 1], [2, 2, 0, 2, 2.0]]))
     assert once == pytest.approx(0.5) and twice == pytest.approx(0.5)
+    assert np.isnan(length_controlled(np.full(3, np.nan), np.zeros(3), np.ones((2, 3)))).all()  # nobody judged
+    assert np.isnan(bradley_terry(np.zeros((2, 3, 3)))).all()
     (everything,) = length_controlled(np.ones(50), np.zeros(50), np.ones((1, 50)))
     assert 0.99 < everything <= 1.0
 

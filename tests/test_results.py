@@ -31,7 +31,7 @@ TOGETHER = {
 }  # fmt: skip
 POINT = {"kl": 4.0, "proxy": {"mean": 1.5}, "gold": {"mean": 0.25}}
 END = POINT | {"kl": 9.0, "gold": {"mean": -0.1}}
-CURVE = {"points": [POINT, END], "fit": {"gold": {"a": 1.0, "b": 2.0, "rmse": 0.01}}}
+CURVE = {"points": [POINT, END], "fall": FIGURE, "fit": {"gold": {"a": 1.0, "b": None, "rmse": 0.01, "r2": 0.9}}}
 STUDY = {
     "prompts": 128,
     "scenarios": [
@@ -51,7 +51,7 @@ def test_the_evaluation_and_the_study_are_on_the_page():
     assert line(text, "PPO over SFT | gold score").count("50.0 % (45.0 % to 55.0 %)") == 2
     assert line(text, "a/ppo").endswith("| 321 (300 to 345) |")
     assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
-    expected = "| +0.25 at d 2.00 | -0.10 at d 3.00 | +1.50, +1.50 | 1.00, 2.00, 0.010 |"
+    expected = "| -0.10 at d 3.00 | 0.50 (0.45 to 0.55) | +1.50, +1.50 | 1.00, -, 0.01, 0.90 |"
     assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
     assert "\nevaluate a\noveropt a\npython -m rlhf_mini.results a\n" in text
     assert "Over-optimisation" not in page(["a"], [summary()], BASE)

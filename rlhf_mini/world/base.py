@@ -177,19 +177,22 @@ def complete(
     return out
 
 
-def knows(model: Any, tokenizer: Any, knowledge: Knowledge, shots: int) -> list[bool]:
-    """Which of all facts the model completes rightly and greedily after `shots` other questions with answers."""
+def knows(model: Any, tokenizer: Any, knowledge: Knowledge, shots: int, max_new_tokens: int = 8) -> list[bool]:
+    """Which of all facts the model completes rightly and greedily after `shots` other questions with answers.
+
+    An answer ends where the next question begins. The examples answer in a word; a chat model may need a sentence.
+    """
     rng, texts, facts = random.Random(1), [], list(knowledge.facts.values())
     for fact in facts:
         others = rng.sample([f for f in facts if f.relation is not fact.relation], shots)
         lines = [f"Question: {f.relation.questions[0].format(e=f.entity)}\nAnswer: {f.accepted[0]}." for f in others]
         texts.append("\n".join([*lines, f"Question: {fact.relation.questions[0].format(e=fact.entity)}\nAnswer:"]))
-    answers = complete(model, tokenizer, texts, max_new_tokens=8, temperature=0.0)
+    answers = complete(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=0.0)
     right = []
     for fact, (text, _) in zip(facts, answers, strict=True):
-        line = text.split("\n")[0]
+        said = text.split("Question:")[0]
         wrong = [a for a in fact.relation.pool if a not in fact.accepted and not any(has(g, a) for g in fact.accepted)]
-        right.append(any(has(line, a) for a in fact.accepted) and not any(has(line, a) for a in wrong))
+        right.append(any(has(said, a) for a in fact.accepted) and not any(has(said, a) for a in wrong))
     return right
 
 
