@@ -118,7 +118,7 @@ def study(options: OveroptOptions, command: str) -> None:
         ),
     ):
         best_of_n = measurer.best_of_n(name)
-        fall = overoptimisation.fall([point.pop("gold_by_prompt") for point in best_of_n], options.seed)
+        fall_of_n = overoptimisation.fall([point.pop("gold_by_prompt") for point in best_of_n], options.seed)
         trainings = []
         for kl_coef in options.coefficients():
             points = curve(options, measurer, name, sft, proxy, ppo, kl_coef)
@@ -133,7 +133,7 @@ def study(options: OveroptOptions, command: str) -> None:
             "sft": measurer.start(name),
             "recipe": {key: value for key, value in measurer.policy(ppo.path, name).items() if key != "gold_by_prompt"},
             "best_of_n": {
-                "points": best_of_n, "fall": fall,
+                "points": best_of_n, "fall": fall_of_n,
                 "fit": overoptimisation.fits(best_of_n, overoptimisation.best_of_n_form),
             },
             "ppo": trainings,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_mini import overopt
+from rlhf_mini import overopt, overoptimisation
 from rlhf_mini.compare import CompareOptions
 from rlhf_mini.console import UserError, console
 from rlhf_mini.overopt import OveroptOptions
@@ -82,7 +82,12 @@ def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> Overop
         return path
 
     trainings: list[Any] = []
+
+    def points_of(gold_by_prompt: Any, seed: int) -> dict[str, float]:
+        return {"mean": len(gold_by_prompt), "low": 0.0, "high": 0.0}
+
     monkeypatch.setattr(overopt, "stage", stage)
+    monkeypatch.setattr(overoptimisation, "fall", points_of)
     monkeypatch.setattr(overopt, "TRAININGS", trainings, raising=False)
     info = nano_run.run_dir / "ppo" / "stage.json"
     content = json.loads(info.read_text())
@@ -111,6 +116,7 @@ def test_a_study(options: OveroptOptions) -> None:
         assert points[0]["kl"] == 0 and points[0]["proxy"]["mean"] == pytest.approx(0)
         assert points[1]["kl"] == pytest.approx(math.log(2) - 1 / 2)
         assert points[0]["proxy"]["mean"] < points[1]["proxy"]["mean"] < points[2]["proxy"]["mean"]
+        assert scenario["best_of_n"]["fall"]["mean"] == 3 and scenario["ppo"][0]["fall"]["mean"] == 2
         assert [curve["default"] for curve in scenario["ppo"]] == [True, False]
         for curve in scenario["ppo"]:
             first, second = curve["points"]
