@@ -196,7 +196,7 @@ def probes_table(together: dict[str, Any]) -> str:
         form = percent if probe["unit"] == "share" else decimal
         stages = [spread(probe["stages"][stage], form) for stage in ("base", "sft", "ppo")]
         rows.append([probe["title"], probe["how"], f"{probe['better']} is better", str(probe["prompts"]), *stages])
-    return table(["", "what counts", "", "prompts", "base", "SFT", "PPO"], rows)
+    return table(["", "what counts", "", "prompts or names", "base", "SFT", "PPO"], rows)
 
 
 def over_optimisation(study: dict[str, Any]) -> list[str]:
