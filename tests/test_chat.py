@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Trained:
     gae_lambda: float = 0.95
 
 
-def write_checkpoint(run_dir: Path, stage: str, base: Path, of: str, positions: int = 192) -> None:
+def write_checkpoint(run_dir: Path, stage: str, base: Path, of: Sequence[str], positions: int = 192) -> None:
     """A random model whose answers never end by themselves, so that a test knows when they do."""
     torch.manual_seed(len(stage) + ord(stage[0]))
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -64,12 +65,13 @@ def write_checkpoint(run_dir: Path, stage: str, base: Path, of: str, positions: 
         model.transformer.wpe.weight.normal_()  # or it would say one token again and again
         model.transformer.ln_f.bias.fill_(0.5)
         weights[tokenizer.all_special_ids] = -2.0  # a logit of -2 * 0.5 * 32
+    parents = [check_parent(base if name == "base" else run_dir / name, name) for name in of]
     with writing(run_dir, stage) as folder:
         if stage == "ppo":
             AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "value_model")
         finish(
             folder, stage=stage, model=model, tokenizer=tokenizer, options=Trained(), seed=0, metrics={},
-            started=time.time(), parents=[check_parent(base if of == "base" else run_dir / of, of)],
+            started=time.time(), parents=parents,
         )  # fmt: skip
 
 
@@ -77,9 +79,9 @@ def write_checkpoint(run_dir: Path, stage: str, base: Path, of: str, positions: 
 def runs_dir(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run "r" with all stages, and run "long" with SFT alone, whose answers may take thousands of tokens."""
     folder = tmp_path_factory.mktemp("runs")
-    for stage, of in (("sft", "base"), ("rm", "sft"), ("ppo", "sft")):
+    for stage, of in (("sft", ["base"]), ("rm", ["sft"]), ("ppo", ["sft", "rm"])):
         write_checkpoint(folder / "r", stage, _nano_base, of)
-    write_checkpoint(folder / "long", "sft", _nano_base, "base", positions=16384)
+    write_checkpoint(folder / "long", "sft", _nano_base, ["base"], positions=16384)
     return folder
 
 

@@ -57,8 +57,8 @@ class World:
 class Characters(PreTrainedTokenizerFast):
     """Each character is a token. A chat template does the same, but takes a third of these tests' time."""
 
-    def apply_chat_template(self, conversation: Any, **_: Any) -> str:
-        return conversation[0]["content"] + ">"
+    def apply_chat_template(self, conversation: Any, **_: Any) -> list[str]:
+        return [messages[0]["content"] + ">" for messages in conversation]
 
 
 def new_world(seed: int = 0, **changes: Any) -> World:
