@@ -37,8 +37,8 @@ help:
 	@echo '  make ppo       PPO against the reward model                                  0.6-1.2 min, 1 GB'
 	@echo '  make compare   base, SFT and PPO side by side, and measured                  0.5 min, 0.9 GB'
 	@echo '  make evaluate  the same, with more judges, ratings and probes                1 min, 0.9 GB'
-	@echo '  make report    a run as one page to open in a browser, with token microscope 10 s, 0.6 GB'
-	@echo '  make chat      a conversation with base, SFT or PPO in the terminal          0.4 GB'
+	@echo '  make report    a run as one page to open in a browser, with token microscope 10 s, 0.5 GB'
+	@echo '  make chat      a conversation with base, SFT or PPO in the terminal          0.5 GB'
 	@echo '  make doctor    what is wrong with a run, stage by stage, and what to try     1 s, 0.1 GB'
 	@echo
 	@echo '  make overopt   reward and gold, the further PPO and best-of-n go from SFT    15-30 min, 1 GB'

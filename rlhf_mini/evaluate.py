@@ -19,7 +19,7 @@ the truth in three cases of four, not in 95 of 100. Runs that differ in more are
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
 
     def figures(summary: dict[str, Any]) -> dict[str, Any]:
         of_runs = {name: provenance(options.of_run(name), command, found[name]) for name in summary["runs"]}
-        return {"format": FORMAT, **summary, "provenance": of_runs}
+        return {"format": FORMAT, **summary, "options": asdict(options), "provenance": of_runs}
 
     found = {name: find_checkpoints(options.of_run(name)) for name in options.names}
     alike = are_alike(found)
