@@ -230,8 +230,13 @@ class Chat:
             check_parent(path, name)
             with console.status(f"loading {name}"):
                 from rlhf_mini.measures import load_stage
+                from rlhf_mini.sampling import context_length
 
                 self.loaded[name] = load_stage(path, name)
+            context = context_length(self.loaded[name].model)
+            if context is not None and context < self.options.max_new_tokens + 16:
+                most = context - 16
+                raise UserError(f"--max_new_tokens must be at most {most}: the context of {name} is {context} tokens")
         return self.loaded[name]
 
     def obey(self, line: str) -> None:
@@ -275,6 +280,8 @@ class Chat:
         gone = {}
         for name, conversation in self.conversations.items():
             stage = self.load(name)
+            if special := [token for token in stage.tokenizer.all_special_tokens if token in message]:
+                raise UserError(f"{special[0]} is a sign between the turns, which no message can hold: leave it out")
             context = context_length(stage.model)
             room = None if context is None else context - self.options.max_new_tokens
             # Through the chat template for the base too, since the reward model and the microscope read it so.

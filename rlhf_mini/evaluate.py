@@ -11,9 +11,9 @@ what they judge.
 What to inspect: the ladder first. The judge that PPO was trained on (rm) should like PPO more than the others do, but
 not against them. Then the probes: that is where a better score hides what became worse.
 
-Runs that differ in nothing but the seed are also taken together, with intervals over prompts and over runs. Of three
-runs such an interval cannot be wider than from the worst to the best: where seeds matter more than prompts, it holds
-the truth in three cases of four, not in 95 of 100. Runs that differ in more are rated side by side.
+Runs that differ in nothing but the seed are also taken together, with intervals over prompts and over runs. With three
+runs the part that comes from seeds is too narrow: where seeds matter more than prompts, such an interval holds the
+truth in three cases of four, not in 95 of 100. Runs that differ in more are rated side by side.
 """
 
 import json

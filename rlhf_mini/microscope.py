@@ -26,11 +26,11 @@ from rlhf_mini.scoring import response_values, score_texts
 
 # What a token can be coloured by: the field of `Token`, its title, and how to read it.
 MEASURES = {
-    "shift": ("shift since SFT", "How much likelier PPO makes this token than SFT does, in nats; below 0: less."),
+    "shift": ("shift since SFT", "How much likelier PPO makes this token than SFT, in nats, at PPO's temperature."),
     "kl": ("KL", "How far PPO's whole distribution over the next token is from SFT's, in nats; never below 0."),
-    "reward": ("reward", "What PPO pays for this token: -kl_coef times the shift, and the score at the last."),
+    "reward": ("reward", "-kl_coef times the shift; at the last token the score, too, less a penalty if it was cut."),
     "value": ("value", "What the value model expects the rest of the response to earn, before this token."),
-    "advantage": ("advantage", "How much better it went from here than expected; PPO takes a batch's mean off it."),
+    "advantage": ("advantage", "How much better it went from here than expected; PPO standardises it over a batch."),
 }
 
 

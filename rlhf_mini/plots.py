@@ -99,9 +99,9 @@ def learning_curves(
         ("RM: loss", "nats a pair", [curve("rm", "loss", "training", smoothed=15)],
          "Starts near 0.69, which is guessing (ln 2), and falls as the model learns what labelers prefer."),
         ("RM: accuracy", "share of pairs", [curve("rm", "accuracy", "training", smoothed=15)],
-         "The share of pairs it orders as the labeler did. It cannot get far above the line, where labelers agree "
-         "among themselves."),
-        ("PPO: score", "RM score", [curve("ppo", "objective/scores")],
+         "The share of pairs it orders as the labeler did. A second labeler would at the line; a model that learns "
+         "from many can be better than one of them."),
+        ("PPO: score", "score", [curve("ppo", "objective/scores")],
          "What PPO is paid for. It should rise and level off, and says nothing of whether gold rises too."),
         ("PPO: KL to SFT", "nats a response", [curve("ppo", "objective/kl")],
          "How far PPO has moved from SFT. A curve that keeps climbing is a model on its way to fooling the RM."),
@@ -129,10 +129,13 @@ def over_optimization(scenario: dict[str, Any], number: int) -> dict[str, Any]:
     """A scenario's words, and its plots of proxy and gold over sqrt(KL)."""
     tries = [(title, tried, title != "best of n") for title, tried in overopt.curves(scenario)]
     if scenario.get("recipe"):
-        tries.append(("this run's PPO", {"points": [scenario["recipe"]]}, True))
+        of = "" if scenario.get("name") == "default" else ", of its own RM"
+        tries.append((f"this run's PPO{of}", {"points": [scenario["recipe"]]}, True))
     plotted = []
     for judge, title in (("proxy", scenario.get("proxy_name") or "proxy"), ("gold", "gold score")):
-        series = [line for place, tried in enumerate(tries) for line in optimized(judge, place % len(SERIES), *tried)]
+        star = len(SERIES) - 1
+        styles = [star if tried[0].startswith("this") else place % star for place, tried in enumerate(tries)]
+        series = [line for style, tried in zip(styles, tries, strict=True) for line in optimized(judge, style, *tried)]
         words = f"{scenario.get('title', '')}: gain of {title} over SFT, by the square root of the KL to SFT"
         name = f"overopt-{number}-{judge}"
         plotted.append((title, panel(name, words, "√KL to SFT, √nats", f"gain in {title}", series)))

@@ -84,6 +84,12 @@ def write_report(options: ReportOptions, command: str) -> Path:
         if made.get(name, {}).get("sha256", checkpoint.sha256) != checkpoint.sha256:
             make = how_to(options.run_dir, "evaluate")
             raise UserError(f"{options.run_dir} was evaluated before its {name} was made again: {make}")
+    compared = read_json(options.run_dir / "compare.json").get("provenance", {})
+    measured_on = evaluated.get("provenance", {}).get(options.run, {})
+    if any(compared.get(key) != measured_on.get(key) for key in ("checkpoints", "split_sha256", "options")):
+        make = how_to(options.run_dir, "evaluate")
+        raise UserError(f"{options.run_dir} was compared anew since it was evaluated: {make}")
+    own_reward = checkpoints["ppo"].info["options"].get("reward", "")
     overopt = read_overopt(options.run_dir, checkpoints)
     lines = {name: read_lines(options.run_dir / name / "metrics.jsonl") for name in ("sft", "rm", "ppo")}
 
@@ -95,10 +101,11 @@ def write_report(options: ReportOptions, command: str) -> Path:
         shown=len(data["rows"]),
         prompts=len(rows),
         evaluated=evaluated,
-        summary=summary(evaluated),
+        summary=summary(evaluated, own_reward),
         ladder=plots.ladder(evaluated),
         curves=plots.learning_curves(lines, {name: c.info for name, c in checkpoints.items()}),
         overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(overopt.get("scenarios", []))],
+        own_reward=own_reward,
         how_to_overopt=how_to(options.run_dir, "overopt"),
         costs=costs(checkpoints, lines["ppo"], options.watts),
         checkpoints=checkpoints,
@@ -295,8 +302,11 @@ def script_json(value: Any) -> Markup:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def summary(evaluated: dict[str, Any]) -> list[str]:
-    """Three sentences made of the figures; a sentence without figures is left out."""
+def summary(evaluated: dict[str, Any], own_reward: str = "") -> list[str]:
+    """Three sentences made of the figures; a sentence without figures is left out.
+
+    `own_reward` is the --reward that PPO was given instead of the run's reward model.
+    """
     stages, rates = evaluated.get("stages", {}), evaluated.get("win_rates", {})
     by_gold = rates.get("gold") or rates.get("heldout") or rates.get("rm") or {}
     judge = next((JUDGES[name] for name in JUDGES if rates.get(name)), "")
@@ -311,11 +321,12 @@ def summary(evaluated: dict[str, Any]) -> list[str]:
         )
     golds, scores = ([(stages.get(name) or {}).get(key) for name in STAGES] for key in ("gold", "rm_score"))
     if all(known(figure) for figure in [*golds, *scores[1:]]):
+        sees = "did not see" if own_reward else "does see"
         told.append(
             f"The gold score, which says from 0 to 1 what a response is really worth and which no stage sees, is "
             f"{number(golds[0], False)} for the base model, {number(golds[1], False)} for SFT and "
-            f"{number(golds[2], False)} for PPO; the reward model, which PPO does see, goes from "
-            f"{number(scores[1], False)} to {number(scores[2], False)}."
+            f"{number(golds[2], False)} for PPO; the reward model, which PPO {sees}, "
+            f"goes from {number(scores[1], False)} to {number(scores[2], False)}."
         )
     sft, ppo = stages.get("sft") or {}, stages.get("ppo") or {}
     changes = {part: ppo[part]["mean"] - sft[part]["mean"] for part in WEIGHTS
@@ -323,9 +334,10 @@ def summary(evaluated: dict[str, Any]) -> list[str]:
     if changes and known(ppo.get("kl")):
         most, least = max(changes, key=lambda p: changes[p]), min(changes, key=lambda p: changes[p])
         first, second = (f"“{p}” ({number(sft[p], False)} to {number(ppo[p], False)})" for p in (most, least))
+        lost = "lost most" if changes[least] < 0 else "gained least"
         told.append(
-            f"From SFT to PPO the part of the gold score that gained most is {first}, the one that gained least is "
-            f"{second}; in KL, PPO's responses are {number(ppo['kl'], False)} nats away from SFT."
+            f"From SFT to PPO the part of the gold score that gained most is {first}, the one that {lost} is {second}; "
+            f"in KL, PPO's responses are {number(ppo['kl'], False)} nats away from SFT."
         )
     return told
 

@@ -21,6 +21,7 @@ from rlhf_mini.console import UserError, console, run
 from rlhf_mini.records import replacing
 from rlhf_mini.world.gold import WEIGHTS
 
+BIN = ".venv/bin/"  # where the Makefile puts the Python that has everything
 # What the recipe sets out to reach on the test split, by the names of compare.json's headline: (words, holds?).
 TARGETS: dict[str, tuple[str, Callable[[dict[str, float]], bool]]] = {
     "sft_beats_base/gold": ("at least 85 %", lambda f: f["mean"] >= 0.85),
@@ -55,8 +56,13 @@ def main() -> None:
     for name, summary in zip(arguments.runs, summaries, strict=True):
         if together["provenance"][name]["checkpoints"] != summary["provenance"]["checkpoints"]:
             raise UserError(f"{name} was made again since {arguments.evaluate} was measured: run `{make}`")
+    study = overopt.read(arguments.overopt)
+    made = [summary["provenance"]["checkpoints"]["ppo"]["sha256"] for summary in summaries]
+    if study and study["provenance"]["ppo_sha256"] not in made:
+        console.print(f"results: {arguments.overopt} is of none of these runs and left out: run `make overopt`")
+        study = None
     base = check_parent("data/base", "base")
-    text = page(arguments.runs, summaries, base.info, together, overopt.read(arguments.overopt))
+    text = page(arguments.runs, summaries, base.info, together, study)
     with replacing(arguments.out) as file:
         file.write(text)
     console.print(f"{arguments.out} written")
@@ -82,11 +88,11 @@ def page(
         "# Results",
         f"Measured on the {prompts} prompts of the test split, which SFT, RM and PPO are not trained on. One "
         f"response a stage and prompt at temperature {temperature:g}; intervals are 95 % bootstrap intervals over "
-        "prompts; one column a seed of the whole chain. This page is written by",
+        "prompts; one column a seed of SFT, RM and PPO, which start from one base. This page is written by",
         "```\n" + "\n".join(
             f"make sft rm ppo RUN={name} SEED={seed}" for name, seed in zip(runs, seeds, strict=True)
-        ) + f"\n{command_of(together)}\n" + (f"{study['provenance']['command']}\n" if study else "")
-        + f"python -m rlhf_mini.results {' '.join(runs)}\n```",
+        ) + f"\n{BIN}{command_of(together)}\n" + (f"{BIN}{study['provenance']['command']}\n" if study else "")
+        + f"{BIN}python -m rlhf_mini.results {' '.join(runs)}\n```",
         "## What it set out to reach",
         against_targets(seeds, summaries),
         "## The base model",
@@ -108,7 +114,8 @@ def page(
         "## Parts of the gold score, mean over the seeds",
         of_parts(summaries),
         "## Who beats whom",
-        "Means over the seeds, with intervals over prompts and seeds; a tie counts one half. The reward model judges "
+        "Means over the seeds, with intervals over prompts and seeds, which with three seeds are rather too narrow "
+        "([evaluation.md](evaluation.md)); a tie counts one half. The reward model judges "
         "its own run only, and PPO was trained to please it. At equal length: what the win rate would be if both sides "
         "were equally long (Dubois et al. 2024).",
         pairs_table(together),
@@ -207,9 +214,9 @@ def over_optimisation(study: dict[str, Any]) -> list[str]:
         f"Gains over SFT on {study['prompts']} prompts of the test split, one training each; d is the square root of "
         f"the KL to SFT in nats. Best-of-n is computed without bias from {options['best_of']} responses a prompt. The "
         "fall is how much lower gold lies at the end than at its peak, the peak looked for on every other prompt and "
-        "the fall read on the others. The fits of Gao et al. 2022 are to gold: d (a - b d) for best-of-n, "
-        "d (a - b log d) for PPO, with the root mean square of their error and the share R2 of the variance that they "
-        "explain.",
+        "the fall read on the others; at or below 0, there was none. The fits of Gao et al. 2022 are to gold: "
+        "d (a - b d) for best-of-n, d (a - b log d) for PPO, with the root mean square of their error and the share R2 "
+        "of the variance that they explain.",
     ]
     for scenario in study["scenarios"]:
         rows = []

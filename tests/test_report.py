@@ -326,6 +326,16 @@ def test_a_page_of_any_run_stays_small(copy: ReportOptions, monkeypatch: pytest.
     assert re.search(r"for \d+ of the 9000 prompts", path.read_text(encoding="utf-8"))
 
 
+def test_a_reward_of_ones_own_is_told(copy: ReportOptions) -> None:
+    stage = copy.run_dir / "ppo" / "stage.json"
+    info = json.loads(stage.read_text(encoding="utf-8"))
+    stage.write_text(json.dumps(info | {"options": info["options"] | {"reward": "stages.ppo.rewards:short"}}))
+    (copy.run_dir / "overopt.json").unlink()
+    page = write_report(copy, "").read_text(encoding="utf-8")
+    assert "the reward model, which PPO did not see" in page
+    assert "its PPO was not trained on its own reward model" in page and "make overopt" not in page
+
+
 def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> None:
     (copy.run_dir / "overopt.json").unlink()
     page = write_report(copy, "").read_text(encoding="utf-8")
@@ -350,6 +360,11 @@ def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> N
             "evaluate.json",
             '{"provenance": {"r": {"checkpoints": {"ppo": {"sha256": "of another"}}}}}',
             "was evaluated before its ppo was made again: run",
+        ),
+        (
+            "compare.json",
+            '{"provenance": {"options": {"num_prompts": 20}}}',
+            "was compared anew since it was evaluated: run `python -m rlhf_mini.evaluate",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_evaluation_and_the_study_are_on_the_page():
     assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
     expected = "| -0.10 at d 3.00 | 0.50 (0.45 to 0.55) | +1.50, +1.50 | 1.00, -, 0.01, 0.90 |"
     assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
-    assert "\nevaluate a\noveropt a\npython -m rlhf_mini.results a\n" in text
+    assert "\n.venv/bin/evaluate a\n.venv/bin/overopt a\n.venv/bin/python -m rlhf_mini.results a\n" in text
     assert "Over-optimisation" not in page(["a"], [summary()], BASE)
 
 
@@ -94,7 +94,7 @@ def test_time_is_the_sum_of_the_three_stages_without_the_base():
 
 
 def test_the_commands_name_runs_and_seeds():
-    assert "make sft rm ppo RUN=a SEED=7\nevaluate a\n" in page(["a"], [summary()], BASE)
+    assert "make sft rm ppo RUN=a SEED=7\n.venv/bin/evaluate a\n" in page(["a"], [summary()], BASE)
 
 
 def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
