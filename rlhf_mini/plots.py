@@ -129,7 +129,7 @@ def over_optimization(scenario: dict[str, Any], number: int) -> dict[str, Any]:
     """A scenario's words, and its plots of proxy and gold over sqrt(KL)."""
     tries = [(title, tried, title != "best of n") for title, tried in overopt.curves(scenario)]
     if scenario.get("recipe"):
-        of = "" if scenario.get("name") == "default" else ", of its own RM"
+        of = "" if scenario.get("name") == "default" else ", own RM"
         tries.append((f"this run's PPO{of}", {"points": [scenario["recipe"]]}, True))
     plotted = []
     for judge, title in (("proxy", scenario.get("proxy_name") or "proxy"), ("gold", "gold score")):
