@@ -212,7 +212,7 @@ def panel(
 def rungs_panel(title: str, rungs: Sequence[tuple[str, Sequence[tuple[str, Figure]]]]) -> Markup:
     """Win rates as points with intervals: (pair, [(judge, share)]) from top to bottom, and the line of a fair coin."""
     with settings():
-        figure, axes = canvas((4.8, 0.9 + 0.75 * len(rungs)), left=1.15, top=0.4)
+        figure, axes = canvas((4.2, 0.9 + 0.75 * len(rungs)), left=1.15, top=0.4)
         axes.axvline(50, color=TEXT, linewidth=1, linestyle=":")
         for row, (_, judged) in enumerate(rungs):
             for number, (judge, share) in enumerate(judged):
