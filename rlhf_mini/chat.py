@@ -344,8 +344,9 @@ class Chat:
         from rlhf_mini.measures import BARE_TEMPLATE
         from rlhf_mini.sampling import encode_prompts
 
-        tokenizer = copy.copy(self.load(name).tokenizer)
+        tokenizer = self.load(name).tokenizer
         if name == "base":
+            tokenizer = copy.copy(tokenizer)
             tokenizer.chat_template = BARE_TEMPLATE
         return encode_prompts(tokenizer, [prompt])[0]
 

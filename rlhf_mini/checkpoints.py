@@ -225,6 +225,13 @@ def check_parent(path: str | Path, stage: str, of: Parent | None = None) -> Pare
     return Parent(path, stage, weights, info)
 
 
+def tool_command(run_dir: Path, tool: str) -> str:
+    """The command that measures a run, quoted; make's own if the run lies where make puts it."""
+    if run_dir.parent != Path("runs"):
+        return f"`python -m rlhf_mini.{tool} --runs_dir {run_dir.parent} --run {run_dir.name}`"
+    return f"`make {tool}`" if run_dir.name == "default" else f"`make {tool} RUN={run_dir.name}`"
+
+
 def how_to_make(path: Path, stage: str) -> str:
     """The command that makes this checkpoint; make's own when it lies where make puts it."""
     if stage == "base":

@@ -11,8 +11,6 @@ run's folder, to look for yourself where reward and gold disagree. A win rate is
 import dataclasses
 import json
 import random
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -23,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_mini.checkpoints import Parent, check_parent, data_sha256, sha256, versions
-from rlhf_mini.console import UserError, console, option, parse_options, plain, printable, run
+from rlhf_mini.console import UserError, command_line, console, option, parse_options, plain, printable, run
 from rlhf_mini.records import Record, read_demonstrations, read_prompts, replacing, write_jsonl
 from rlhf_mini.world.gold import WEIGHTS
 
@@ -98,7 +96,7 @@ def main() -> None:
         prog="python -m rlhf_mini.compare",
         description="Compares what base, SFT and PPO say to the same prompts: side by side, and measured.",
     )
-    compare(options, shlex.join(["python", "-m", "rlhf_mini.compare", *sys.argv[1:]]))
+    compare(options, command_line("python -m rlhf_mini.compare"))
 
 
 def compare(options: CompareOptions, command: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -106,6 +107,11 @@ def _file_arguments(parser: argparse.ArgumentParser, path: Path, names: set[str]
         else:
             parser.error(f"option {name} needs a value, not {value!r}")
     return arguments
+
+
+def command_line(prog: str) -> str:
+    """The command that runs now, as one would type it, for the provenance of what it writes; `prog` as in --help."""
+    return shlex.join([*prog.split(), *sys.argv[1:]])
 
 
 def load_function(spec: str, what: str) -> Callable[..., Any]:

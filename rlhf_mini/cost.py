@@ -105,9 +105,9 @@ def work(stage: str, checkpoints: dict[str, Parent], updates: Sequence[dict[str,
         return [trained] if options["rankings"] else [sampled, trained]
     prompt = mean_of_some(prompt_length(record) for record in some(read_prompts(options["prompts"])))
     tokens = sum(options["episodes"] * (prompt + update["response/length"]) for update in updates)
-    texts = options["ptx_batch_size"] * len(updates) * options["num_ppo_epochs"] * options["num_minibatches"]
     mixed_in = []
     if options["ptx_coef"] > 0:
+        texts = options["ptx_batch_size"] * len(updates) * options["num_ppo_epochs"] * options["num_minibatches"]
         length = mean_of_some(len(tokenizer(text)["input_ids"]) + 2 for text in some(read_texts(options["ptx_texts"])))
         mixed_in = [Work("PPO-ptx", 6, language, texts * length)]
     rewarded = [] if ":" in options["reward"] else [Work("reward model", 2, scalar, tokens)]

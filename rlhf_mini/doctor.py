@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_mini import diagnoses
-from rlhf_mini.checkpoints import WEIGHTS, how_to_make
+from rlhf_mini.checkpoints import WEIGHTS, how_to_make, tool_command
 from rlhf_mini.console import UserError, console, printable, run
 from rlhf_mini.diagnoses import Finding, verdict
 
@@ -112,12 +112,6 @@ def parent(stage: Written, of: str, made: dict[str, Any], child: str) -> Finding
     return verdict(f"its {of.upper()}", figure, problem, how_to_make(stage.path, child), fail=not same)
 
 
-def how_to_compare(run_dir: Path) -> str:
-    if run_dir.parent != Path("runs"):
-        return f"`python -m rlhf_mini.compare --runs_dir {run_dir.parent} --run {run_dir.name}`"
-    return "`make compare`" if run_dir.name == "default" else f"`make compare RUN={run_dir.name}`"
-
-
 def of_sft(sft: Written, run_dir: Path) -> list[Finding | None]:
     losses = sft.series("eval_loss")
     return [diagnoses.loss_fell(losses), diagnoses.overfitted_loss(sft.series("loss"), losses)]
@@ -144,7 +138,11 @@ def of_ppo(ppo: Written, run_dir: Path) -> list[Finding | None]:
     entropy = [e / n for e, n in zip(whole, lengths, strict=False)] or ppo.series("policy/entropy")
     own_reward = not ppo.option("reward", "")
     scores, stds = ppo.series("objective/scores"), ppo.series("objective/scores_std")
-    measured = read_json(run_dir / "compare.json"), ppo.info.get("sha256", {}).get(WEIGHTS), how_to_compare(run_dir)
+    measured = (
+        read_json(run_dir / "compare.json"),
+        ppo.info.get("sha256", {}).get(WEIGHTS),
+        tool_command(run_dir, "compare"),
+    )
     return [
         parent(ppo, "sft", read_json(run_dir / "sft" / "stage.json"), "ppo"),
         parent(ppo, "rm", read_json(run_dir / "rm" / "stage.json"), "ppo") if own_reward else None,

@@ -17,8 +17,6 @@ truth in three cases of four, not in 95 of 100. Runs that differ in more are rat
 """
 
 import json
-import shlex
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +32,10 @@ from rlhf_mini.compare import (
     find_checkpoints,
     grid,
     percent,
-    provenance,
     read_split,
     write_json,
 )
-from rlhf_mini.console import UserError, console, option, parse_options, run
+from rlhf_mini.console import UserError, command_line, console, option, parse_options, run
 from rlhf_mini.records import read_demonstrations
 
 FORMAT = 1  # of evaluate.json
@@ -92,16 +89,11 @@ def main() -> None:
         prog="python -m rlhf_mini.evaluate",
         description="Evaluates base, SFT and PPO of one or several runs: judges, ratings, probes, intervals.",
     )
-    evaluate(options, shlex.join(["python", "-m", "rlhf_mini.evaluate", *sys.argv[1:]]))
+    evaluate(options, command_line("python -m rlhf_mini.evaluate"))
 
 
 def evaluate(options: EvaluateOptions, command: str) -> None:
     """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several."""
-
-    def figures(summary: dict[str, Any]) -> dict[str, Any]:
-        of_runs = {name: provenance(options.of_run(name), command, found[name]) for name in summary["runs"]}
-        return {"format": FORMAT, **summary, "options": asdict(options), "provenance": of_runs}
-
     found = {name: find_checkpoints(options.of_run(name)) for name in options.names}
     alike = are_alike(found)
     records = read_split(options.of_run(options.run))
@@ -120,11 +112,13 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
         values = probes.measure(models[0], rows, options.samples, **compare.sampling(of_run))
         compare.write(of_run, rows, summary)
         measured[name] = evaluation.Measured(rows, summary, values)
-        together = figures(evaluation.summarize({name: measured[name]}, records, options.labelers, options.seed))
+        alone = evaluation.summarize({name: measured[name]}, records, options.labelers, options.seed)
+        together = {"format": FORMAT, **alone, "options": asdict(options)}
         write_json(of_run.run_dir / "evaluate.json", together)
     if len(measured) > 1:
         combine = evaluation.summarize if alike else evaluation.rate_side_by_side
-        together = figures(combine(measured, records, options.labelers, options.seed))
+        figures = combine(measured, records, options.labelers, options.seed)
+        together = {"format": FORMAT, **figures, "options": asdict(options)}
     show(together)
     for name in measured:
         console.print(f"evaluate: {Path(options.runs_dir) / name / 'evaluate.json'} written", soft_wrap=True)
@@ -145,7 +139,7 @@ def are_alike(found: dict[str, dict[str, Parent]]) -> bool:
         if same != name:
             raise UserError(f"{same} and {name} have the same PPO weights: name each run once")
     aside = {"run", "runs_dir", "seed"}
-    for stage in ("sft", "rm", "ppo"):
+    for stage in SAME:
         first, *others = (checkpoints[stage].info["options"] for checkpoints in found.values())
         for other in others:
             different = sorted(key for key in {*first, *other} - aside if first.get(key) != other.get(key))

@@ -34,7 +34,7 @@ class Measured:
 
 
 def summarize(measured: dict[str, Measured], records: Sequence[Record], labelers: str, seed: int) -> dict[str, Any]:
-    """The figures of one run, or of several together, each with its 95 % interval; evaluate.json but for provenance."""
+    """The figures of one run, or of several together, each with its 95 % interval, as evaluate.json has them."""
     runs, each = len(measured), list(measured.values())
     rows = [row for one in each for row in one.rows]
     groups = measures.summarize(rows, each[0].summary["demonstrated_tokens"], seed, runs)
@@ -60,6 +60,7 @@ def summarize(measured: dict[str, Measured], records: Sequence[Record], labelers
             for name, probe in PROBES.items()
         },
         "by_run": by_run(measured),
+        "provenance": provenance(measured),
     }
 
 
@@ -72,6 +73,7 @@ def rate_side_by_side(
         "prompts": len(records),
         "bradley_terry": rate(measured, records, labelers, seed),
         "by_run": by_run(measured),
+        "provenance": provenance(measured),
     }
 
 
@@ -82,6 +84,11 @@ def by_run(measured: dict[str, Measured]) -> dict[str, Any]:
         name: {key: {stage: figures[key] for stage, figures in stages.items()} for key in BY_RUN}
         for name, stages in groups.items()
     }
+
+
+def provenance(measured: dict[str, Measured]) -> dict[str, Any]:
+    """What each run was measured on."""
+    return {name: one.summary["provenance"] for name, one in measured.items()}
 
 
 def by_group(groups: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -27,21 +27,19 @@ from typing import Any
 
 from rlhf_mini.checkpoints import Parent, check_parent, data_sha256, sha256, versions
 from rlhf_mini.compare import both, grid, write_json
-from rlhf_mini.console import UserError, console, option, parse_options, run, track
+from rlhf_mini.console import UserError, command_line, console, option, parse_options, run, track
 from rlhf_mini.records import read_prompts
 
 FORMAT = 1  # of overopt.json
 N = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FEW = "few_rankings"
 
-Figure = dict[str, float]
-
 
 @dataclass
 class OveroptOptions:
     """Options of `python -m rlhf_mini.overopt`."""
 
-    run: str = option("default", "Name of the run; its SFT and reward model are in RUNS_DIR/RUN.")
+    run: str = option("default", "Name of the run; its SFT, reward model and PPO are in RUNS_DIR/RUN.")
     runs_dir: str = option("runs", "Folder of all runs.")
     out: str = option("", "Where the figures go (default: RUNS_DIR/RUN/overopt.json).")
     seed: int = option(0, "Seed of the trainings and of the responses.")
@@ -89,7 +87,7 @@ def main() -> None:
         prog="python -m rlhf_mini.overopt",
         description="Measures reward and gold over the KL to the SFT model, for PPO and best-of-n.",
     )
-    study(options, shlex.join(["python", "-m", "rlhf_mini.overopt", *sys.argv[1:]]))
+    study(options, command_line("python -m rlhf_mini.overopt"))
 
 
 def study(options: OveroptOptions, command: str) -> None:
@@ -117,25 +115,18 @@ def study(options: OveroptOptions, command: str) -> None:
             "It learned from few rankings, many times over.",
         ),
     ):
-        best_of_n = measurer.best_of_n(name)
-        fall_of_n = overoptimisation.fall([point.pop("gold_by_prompt") for point in best_of_n], options.seed)
         trainings = []
         for kl_coef in options.coefficients():
             points = curve(options, measurer, name, sft, proxy, ppo, kl_coef)
-            fall = overoptimisation.fall([point.pop("gold_by_prompt") for point in points], options.seed)
-            trainings.append({
-                "kl_coef": kl_coef, "default": kl_coef == ppo.info["options"]["kl_coef"], "points": points,
-                "fall": fall, "fit": overoptimisation.fits(points, overoptimisation.rl_form),
-            })  # fmt: skip
+            about = {"kl_coef": kl_coef, "default": kl_coef == ppo.info["options"]["kl_coef"]}
+            trainings.append(about | overoptimisation.summed_up(points, overoptimisation.rl_form, options.seed))
+        best_of_n = measurer.best_of_n(name)
         scenarios.append({
             "name": name, "title": title, "what": what, "proxy_name": "RM score",
             "rm": {"sha256": proxy.sha256, "metrics": proxy.info["metrics"], "options": proxy.info["options"]},
             "sft": measurer.start(name),
-            "recipe": {key: value for key, value in measurer.policy(ppo.path, name).items() if key != "gold_by_prompt"},
-            "best_of_n": {
-                "points": best_of_n, "fall": fall_of_n,
-                "fit": overoptimisation.fits(best_of_n, overoptimisation.best_of_n_form),
-            },
+            "recipe": overoptimisation.shown(measurer.policy(ppo.path, name)),
+            "best_of_n": overoptimisation.summed_up(best_of_n, overoptimisation.best_of_n_form, options.seed),
             "ppo": trainings,
         })  # fmt: skip
     result = {
@@ -231,7 +222,7 @@ def curve(
 
 
 def show(result: dict[str, Any]) -> None:
-    """For each curve where it begins, where gold is highest, and where it ends."""
+    """For each curve where gold is highest and where it ends, how far it fell, and how well Gao's form fits."""
     for scenario in result["scenarios"]:
         table = grid(f"Against {scenario['title']}: gains over SFT", "", "d", "RM score", "gold", "fall", "95 %", "R2")
         for title, content in curves(scenario):

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_mini.checkpoints import Parent
 from rlhf_mini.console import track
-from rlhf_mini.overopt import Figure, N, OveroptOptions
+from rlhf_mini.measures import Figure
+from rlhf_mini.overopt import N, OveroptOptions
 from rlhf_mini.records import Record
 from rlhf_mini.sampling import Response, respond
 from rlhf_mini.scoring import score_texts, sequence_logprobs
@@ -114,6 +115,17 @@ class Measurer:
         columns = np.stack([values[key] - start[key].mean(1) for key in ("proxy", "gold")], axis=1)  # (P, 2)
         figures = dict(zip(("proxy", "gold"), mean_intervals(columns, self.options.seed), strict=True))
         return figures | {"gold_by_prompt": columns[:, 1].tolist()}
+
+
+def shown(point: dict[str, Any]) -> dict[str, Any]:
+    """A point without gold of each prompt, which only `fall` needs."""
+    return {key: value for key, value in point.items() if key != "gold_by_prompt"}
+
+
+def summed_up(points: Sequence[dict[str, Any]], form: Callable[[np.ndarray], np.ndarray], seed: int) -> dict[str, Any]:
+    """A curve as overopt.json has it: its points, the fall from its peak, and the fits of `form`."""
+    gold_by_prompt = [point["gold_by_prompt"] for point in points]
+    return {"points": [shown(p) for p in points], "fall": fall(gold_by_prompt, seed), "fit": fits(points, form)}
 
 
 def fall(gold_by_prompt: Sequence[Sequence[float]], seed: int) -> Figure:

@@ -20,7 +20,7 @@ from rlhf_mini.console import track
 from rlhf_mini.measures import STAGES, Stage, sampling_seed
 from rlhf_mini.records import Record
 from rlhf_mini.sampling import Response, context_length, encode_prompts, respond
-from rlhf_mini.scoring import encode_texts, response_logprobs, right_pad
+from rlhf_mini.scoring import encode_texts, text_logprobs
 from rlhf_mini.world.base import knows
 from rlhf_mini.world.build import SEED
 from rlhf_mini.world.corpus import documents
@@ -233,8 +233,6 @@ def text_losses(stage: Stage, batch_size: int = 50) -> np.ndarray:
     texts = encode_texts(stage.model, stage.tokenizer, list(islice(documents(SEED + 1), TEXTS)))
     sums = []
     for start in range(0, len(texts), batch_size):
-        input_ids, attention_mask = right_pad(texts[start : start + batch_size], stage.tokenizer.pad_token_id)
-        mask = attention_mask[:, 1:].bool()  # (B, T - 1): all but the first token
-        logprobs, _ = response_logprobs(stage.model, input_ids, attention_mask, mask)  # (B, T - 1)
+        logprobs, mask = text_logprobs(stage.model, texts[start : start + batch_size])  # (B, T - 1)
         sums.append(torch.stack([-logprobs.sum(1), mask.sum(1).float()], dim=1))
     return torch.cat(sums).double().numpy()

@@ -12,8 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,9 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from rlhf_mini import plots
-from rlhf_mini.checkpoints import Parent
+from rlhf_mini.checkpoints import Parent, tool_command
 from rlhf_mini.compare import CompareOptions, find_checkpoints, spread
-from rlhf_mini.console import UserError, console, option, parse_options, plain, run, track
+from rlhf_mini.console import UserError, command_line, console, option, parse_options, plain, run, track
 from rlhf_mini.cost import COUNTED, TITLES, costs
 from rlhf_mini.doctor import parse, read_json
 from rlhf_mini.evaluate import JUDGES, PAIRS
@@ -68,7 +66,7 @@ def main() -> None:
         prog="python -m rlhf_mini.report",
         description="Writes what a run came to as one HTML page that needs nothing else: RUNS_DIR/RUN/report.html.",
     )
-    path = write_report(options, shlex.join(["python", "-m", "rlhf_mini.report", *sys.argv[1:]]))
+    path = write_report(options, command_line("python -m rlhf_mini.report"))
     console.print(f"report: {path} written, {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
 
 
@@ -79,15 +77,14 @@ def write_report(options: ReportOptions, command: str) -> Path:
     evaluated = read_json(options.run_dir / "evaluate.json")
     if not evaluated:
         raise UserError(f"{options.run_dir} was not evaluated yet: {how_to(options.run_dir, 'evaluate')}")
-    made = evaluated.get("provenance", {}).get(options.run, {}).get("checkpoints", {})
+    make = how_to(options.run_dir, "evaluate")
+    measured_on = evaluated.get("provenance", {}).get(options.run, {})
+    made = measured_on.get("checkpoints", {})
     for name, checkpoint in checkpoints.items():
         if made.get(name, {}).get("sha256", checkpoint.sha256) != checkpoint.sha256:
-            make = how_to(options.run_dir, "evaluate")
             raise UserError(f"{options.run_dir} was evaluated before its {name} was made again: {make}")
     compared = read_json(options.run_dir / "compare.json").get("provenance", {})
-    measured_on = evaluated.get("provenance", {}).get(options.run, {})
     if any(compared.get(key) != measured_on.get(key) for key in ("checkpoints", "split_sha256", "options")):
-        make = how_to(options.run_dir, "evaluate")
         raise UserError(f"{options.run_dir} was compared anew since it was evaluated: {make}")
     own_reward = checkpoints["ppo"].info["options"].get("reward", "")
     overopt = read_overopt(options.run_dir, checkpoints)
@@ -128,11 +125,9 @@ def write_report(options: ReportOptions, command: str) -> Path:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def how_to(run_dir: Path, target: str) -> str:
-    """The command that measures the run; make's own if the run lies where make puts it."""
-    if run_dir.parent != Path("runs"):
-        return f"run `python -m rlhf_mini.{target} --runs_dir {run_dir.parent} --run {run_dir.name}`"
-    return f"run `make {target}`" if run_dir.name == "default" else f"run `make {target} RUN={run_dir.name}`"
+def how_to(run_dir: Path, tool: str) -> str:
+    """What to do about a measurement that is missing or old."""
+    return f"run {tool_command(run_dir, tool)}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -180,11 +180,19 @@ def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
 
 def text_loss(model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE) -> torch.Tensor:
     """Mean of -log p(token | those before it) over the tokens of encoded texts, but their first: a scalar, in nats."""
+    logprobs, mask = text_logprobs(model, texts, bucket_size)
+    return -logprobs.sum() / mask.sum()
+
+
+def text_logprobs(
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p of each token of B encoded texts but their first, and which of them are real: (B, T - 1) each."""
     input_ids, attention_mask = right_pad(texts, 0)  # (B, T)
     input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
     mask = attention_mask[:, 1:].bool()  # (B, T - 1): all but the first token are a response to it
     logprobs, _ = response_logprobs(model, input_ids, attention_mask, mask, bucket_size=bucket_size)
-    return -logprobs.sum() / mask.sum()
+    return logprobs, mask
 
 
 def with_scalar_head(path: Path, seed: int) -> PreTrainedModel:
