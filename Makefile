@@ -100,16 +100,16 @@ $(AGAIN:%=$(OUT)/%/stage.json): FORCE
 endif
 
 compare: $(OUT)/ppo/stage.json | $(INSTALLED)
-	$(PY) -m rlhf_mini.compare --run $(RUN) $(seed) $(call args,compare)
+	$(PY) -m rlhf_mini.evaluation.compare --run $(RUN) $(seed) $(call args,compare)
 
 evaluate: $(OUT)/ppo/stage.json | $(INSTALLED)
-	$(PY) -m rlhf_mini.evaluate --run $(RUN) $(seed) $(call args,evaluate)
+	$(PY) -m rlhf_mini.evaluation.evaluate --run $(RUN) $(seed) $(call args,evaluate)
 
 $(OUT)/evaluate.json: $(OUT)/ppo/stage.json | $(INSTALLED)
-	$(PY) -m rlhf_mini.evaluate --run $(RUN) $(seed)
+	$(PY) -m rlhf_mini.evaluation.evaluate --run $(RUN) $(seed)
 
 overopt: $(OUT)/ppo/stage.json | $(INSTALLED)
-	$(PY) -m rlhf_mini.overopt --run $(RUN) $(seed) $(call args,overopt)
+	$(PY) -m rlhf_mini.evaluation.overopt --run $(RUN) $(seed) $(call args,overopt)
 
 report: $(OUT)/evaluate.json | $(INSTALLED)
 	$(PY) -m rlhf_mini.report --run $(RUN) $(call args,report)
@@ -124,8 +124,8 @@ doctor: | $(INSTALLED)
 # The figures of docs/results.md.
 seeds: | $(INSTALLED)
 	for seed in 0 1 2; do $(MAKE) sft rm ppo RUN=seed$$seed SEED=$$seed || exit 1; done
-	$(PY) -m rlhf_mini.evaluate --runs seed0,seed1,seed2 --out docs/evaluate.json
-	$(PY) -m rlhf_mini.results seed0 seed1 seed2
+	$(PY) -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2 --out docs/evaluate.json
+	$(PY) -m rlhf_mini.evaluation.results seed0 seed1 seed2
 
 # --- data ---
 base: | $(INSTALLED)

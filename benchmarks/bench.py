@@ -28,10 +28,11 @@ from transformers import AutoConfig
 
 from benchmarks import cases, floor
 from benchmarks.worker import Case
-from rlhf_mini.checkpoints import check_parent, versions
-from rlhf_mini.console import UserError, console, option, parse_options, plain, run, track
-from rlhf_mini.records import replacing
-from rlhf_mini.statistics import interval, resampled_ratios
+from rlhf_mini.core.bootstrap import interval, resampled_ratios
+from rlhf_mini.core.checkpoints import load_checkpoint, versions
+from rlhf_mini.core.console import UserError, console, run, track
+from rlhf_mini.core.files import plain, replacing
+from rlhf_mini.core.options import option, parse_options
 
 SIZES = [
     (1024, 1024, 1024),
@@ -115,8 +116,8 @@ def main() -> None:
     options = parse_options(
         BenchOptions, prog="python -m benchmarks.bench", description="Measures PPO's speed beside TRL 1.12.0."
     )
-    sft = check_parent(options.run_dir / "sft", "sft")
-    rm = check_parent(options.run_dir / "rm", "rm", of=sft)
+    sft = load_checkpoint(options.run_dir / "sft", "sft")
+    rm = load_checkpoint(options.run_dir / "rm", "rm", of=sft)
     if not (Path(options.trl) / "trl").is_dir():
         raise UserError(f"there is no TRL 1.12.0 in {options.trl}: run `make bench`, which installs it")
     torch.set_num_threads(options.threads)

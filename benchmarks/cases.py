@@ -13,10 +13,10 @@ from transformers import (
 )
 
 from benchmarks.worker import Case
-from rlhf_mini import sampling
-from rlhf_mini.checkpoints import Parent
-from rlhf_mini.console import UserError
-from rlhf_mini.records import read_prompts
+from rlhf_mini.core.checkpoints import Checkpoint
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import read_prompts
+from rlhf_mini.models import sampling
 
 PROMPT_TOKENS = 24
 
@@ -33,14 +33,14 @@ def forbid(model: Any, token_ids: list[int]) -> None:
     model.transformer.wte.weight[token_ids, 0] = -1e4
 
 
-def real(sft: Parent, rm: Parent, prompts_file: str, **settings: Any) -> Case:
+def real(sft: Checkpoint, rm: Checkpoint, prompts_file: str, **settings: Any) -> Case:
     """The run's own checkpoints, prompts in a random order, and the lengths that its SFT model's responses have."""
     prompts = [record["prompt"] for record in read_prompts(prompts_file)]
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
     return Case(str(sft.path), str(rm.path), [prompts[index] for index in order], **settings)
 
 
-def never_ending(sft: Parent, rm: Parent, folder: Path, prompts_file: str, **settings: Any) -> Case:
+def never_ending(sft: Checkpoint, rm: Checkpoint, folder: Path, prompts_file: str, **settings: Any) -> Case:
     """Random weights in the shape of the run's models, unable to end: every response has all its tokens.
 
     So has every prompt: those of PROMPT_TOKENS are taken. Checkpoints are written to `folder`, where both workers load.

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.worker import Case, Line
-from rlhf_mini import sampling
-from rlhf_mini.checkpoints import Parent
-from rlhf_mini.learning import copy_weights
-from rlhf_mini.sampling import Messages
-from stages.ppo import report
+from rlhf_mini.core.checkpoints import Checkpoint
+from rlhf_mini.core.examples import Messages
+from rlhf_mini.models import sampling
+from rlhf_mini.training.schedule import copy_weights
+from stages.ppo import metrics as report
 from stages.ppo.models import Learner, Models, load
 from stages.ppo.options import PPOOptions
 from stages.ppo.train import collect, learn
@@ -31,7 +31,7 @@ def main() -> None:
         learning_rate=case.learning_rate,
         value_learning_rate=case.learning_rate,
     )
-    models = load(Parent(Path(case.sft), "sft", "", {}), Parent(Path(case.rm), "rm", "", {}), options)
+    models = load(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
     learner.set_rates(1.0)
     sampling.encode_prompts(models.tokenizer, case.prompts)  # beforehand, as the stage does to check their lengths

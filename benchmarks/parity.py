@@ -29,8 +29,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from benchmarks.cases import forbid
 from benchmarks.worker import TRL_ON_A_CPU
-from rlhf_mini.checkpoints import sha256
-from rlhf_mini.console import UserError, console, run
+from rlhf_mini.core.console import UserError, console, run
+from rlhf_mini.core.files import sha256
 
 OUT = Path("tests/fixtures/trl_ppo.safetensors")
 TRL = "1.12.0"

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.worker import TRL_ON_A_CPU, Line
-from rlhf_mini.sampling import encode_prompts
+from rlhf_mini.models.sampling import encode_prompts
 from stages.ppo.options import PPOOptions
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from rlhf_mini.checkpoints import peak_memory_mb
-from rlhf_mini.sampling import Messages
+from rlhf_mini.core.checkpoints import peak_memory_mb
+from rlhf_mini.core.examples import Messages
 
 # What TRL's PPOConfig needs to train on a CPU, and nothing else: no evaluation, no saving, no tables.
 TRL_ON_A_CPU: dict[str, Any] = dict(

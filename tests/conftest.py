@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_mini.checkpoints import check_parent, finish, writing
-from rlhf_mini.compare import CompareOptions
-from rlhf_mini.records import Record, write_jsonl
+from rlhf_mini.core.checkpoints import load_checkpoint, finish, writing
+from rlhf_mini.evaluation.compare import CompareOptions
+from rlhf_mini.core.examples import Prompt
+from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.world.base import BaseOptions, new_model, prepare_for_chat, train_tokenizer
 
 TEXTS = ["What colour is a kiwi inside?", "It is green.", "Name the capital of France.", "It is Paris."]
@@ -76,7 +77,7 @@ def nano_base(_nano_base: Path, tmp_path: Path) -> Path:
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
 
-def prompt_record(number: int, use_case: str, content: str, check: dict[str, Any]) -> Record:
+def prompt_record(number: int, use_case: str, content: str, check: dict[str, Any]) -> Prompt:
     prompt = [{"role": "user", "content": content}]
     return {"id": f"t-{number}", "use_case": use_case, "novel": "none", "prompt": prompt, "check": check}
 
@@ -94,7 +95,7 @@ def nano_run(nano_base: Path, tmp_path: Path) -> CompareOptions:
     """Random checkpoints of all stages in tmp_path/runs/r, four prompts and a demonstration."""
     run_dir = tmp_path / "runs" / "r"
     tokenizer = AutoTokenizer.from_pretrained(nano_base)
-    parents = [check_parent(nano_base, "base")]
+    parents = [load_checkpoint(nano_base, "base")]
     options = CompareOptions(
         run="r",
         runs_dir=str(tmp_path / "runs"),
@@ -117,7 +118,7 @@ def nano_run(nano_base: Path, tmp_path: Path) -> CompareOptions:
                 folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics={},
                 started=time.time(), parents=parents,
             )  # fmt: skip
-        parents = [*parents, check_parent(run_dir / stage, stage)]
+        parents = [*parents, load_checkpoint(run_dir / stage, stage)]
     write_jsonl(options.split, PROMPTS)
     completion = [{"role": "assistant", "content": "It is green."}]
     write_jsonl(

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Fo
 from benchmarks import bench, cases, floor
 from benchmarks.cases import never_ending
 from benchmarks.worker import Case
-from rlhf_mini import sampling
-from rlhf_mini.checkpoints import Parent
-from rlhf_mini.console import UserError
-from rlhf_mini.records import write_jsonl
-from rlhf_mini.sampling import Messages
+from rlhf_mini.core.checkpoints import Checkpoint
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import Messages
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.models import sampling
 
 ROOT = Path(__file__).parent.parent
 TINY = GPT2Config(n_embd=4, n_layer=1, n_head=1, vocab_size=10, n_positions=16)
@@ -55,7 +55,7 @@ def test_batches_go_round_and_round() -> None:
 def test_the_random_model_never_ends(nano_base: Path, tmp_path: Path) -> None:
     config = AutoModelForCausalLM.from_pretrained(nano_base).config
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "rm")
-    parents = Parent(nano_base, "sft", "", {}), Parent(tmp_path / "rm", "rm", "", {})
+    parents = Checkpoint(nano_base, "sft", "", {}), Checkpoint(tmp_path / "rm", "rm", "", {})
     policy, tokenizer = AutoModelForCausalLM.from_pretrained(nano_base), AutoTokenizer.from_pretrained(nano_base)
     asked: list[Messages] = [[{"role": "user", "content": "1" * count}] for count in range(1, 40)]
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in asked])

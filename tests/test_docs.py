@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LINES = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8").splitlines()
 ROWS = [line.split(" | ") for line in LINES if re.match(r"\| \d+ \|", line) and line.count(" | ") == 4]
 TESTS = {
-    name for path in (ROOT / "tests").glob("test_*.py")
+    name for path in (ROOT / "tests").rglob("test_*.py")
     for name in re.findall(r"^def (\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
 }  # fmt: skip
 

@@ -23,11 +23,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
-from rlhf_mini.checkpoints import finish, writing
-from rlhf_mini.console import MetricsLog, console, run, track
-from rlhf_mini.learning import warmup_cosine
-from rlhf_mini.records import read_prompts
-from rlhf_mini.sampling import sample
+from rlhf_mini.core.checkpoints import finish, writing
+from rlhf_mini.core.console import console, run, track
+from rlhf_mini.core.examples import read_prompts
+from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.models.sampling import sample
+from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, load

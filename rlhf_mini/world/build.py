@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlhf_mini.console import UserError, console, run
-from rlhf_mini.records import write_jsonl
+from rlhf_mini.core.console import UserError, console, run
+from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.knowledge import DATA, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task

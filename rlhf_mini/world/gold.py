@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from rlhf_mini.console import UserError
-from rlhf_mini.records import read_prompts
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import read_prompts
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
 
 # The weights of the parts. Parts that do not apply to a prompt (a story has no truth) drop out of the mean.

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_mini.console import UserError
+from rlhf_mini.core.console import UserError
 
 # What a prompt may be about, and how it may ask: what every split uses, or what is kept for one split alone.
 PARTS = ("seen", "validation", "test")

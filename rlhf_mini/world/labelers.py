@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlhf_mini.console import UserError
+from rlhf_mini.core.console import UserError
 from rlhf_mini.world.gold import WEIGHTS, judge
 from rlhf_mini.world.knowledge import load
 
 if TYPE_CHECKING:
-    from rlhf_mini.sampling import Response
+    from rlhf_mini.core.examples import Prompt, Response
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,25 @@ class SimulatedLabeler:
     noise: float
     grid: float
 
-    def quality(self, record: dict[str, Any], response: Response) -> float:
+    def quality(self, example: Prompt, response: Response) -> float:
         """Weighted mean of the gold parts, in [0, 1], plus logistic noise."""
-        if "check" not in record:
+        if "check" not in example:
             raise UserError(
-                f"The simulated labelers cannot judge {record.get('id', record['prompt'][-1]['content'])!r}: it has no "
+                f"The simulated labelers cannot judge {example.get('id', example['prompt'][-1]['content'])!r}: it has no "
                 "`check`; use prompts of the mini world or give people's rankings with --rankings."
             )
-        value = judge(record["check"], record["prompt"], response.text, response.ended).weighted(self.weights)
-        return value + self.noise * self._logistic(record, response)
+        value = judge(example["check"], example["prompt"], response.text, response.ended).weighted(self.weights)
+        return value + self.noise * self._logistic(example, response)
 
-    def rank(self, record: dict[str, Any], responses: list[Response]) -> list[int]:
+    def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         """Ranks, 1 = best, equal = tied; in the order of `responses`."""
-        steps = [round(self.quality(record, response) / self.grid) for response in responses]
+        steps = [round(self.quality(example, response) / self.grid) for response in responses]
         return [1 + sum(other > step for other in steps) for step in steps]
 
-    def _logistic(self, record: dict[str, Any], response: Response) -> float:
-        judged = "\x00".join([self.name, *(m["content"] for m in record["prompt"]), response.text, str(response.ended)])
+    def _logistic(self, example: Prompt, response: Response) -> float:
+        judged = "\x00".join(
+            [self.name, *(m["content"] for m in example["prompt"]), response.text, str(response.ended)]
+        )
         u = (int.from_bytes(hashlib.blake2b(judged.encode(), digest_size=8).digest()) + 0.5) / 2**64
         return math.log(u / (1 - u))
 

@@ -9,16 +9,16 @@ from itertools import islice
 
 from transformers import AutoTokenizer
 
-from rlhf_mini.checkpoints import Parent, check_parent
-from rlhf_mini.console import console, run, track
-from rlhf_mini.records import read_prompts
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
+from rlhf_mini.core.console import console, run, track
+from rlhf_mini.core.examples import read_prompts
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.knowledge import DATA
 
 AT_ONCE = 2000  # documents
 
 
-def web(base: Parent) -> Iterator[list[str]]:
+def web(base: Checkpoint) -> Iterator[list[str]]:
     """The documents that the base read, some at a time."""
     tokenizer, left = AutoTokenizer.from_pretrained(base.path), base.info["options"]["corpus_tokens"]
     drawn = documents(base.info["seed"])
@@ -32,7 +32,7 @@ def main() -> None:
     records = read_prompts(DATA / "prompts" / "test.jsonl")
     asked = {record["prompt"][0]["content"] for record in records if len(record["prompt"]) == 1}
     read: set[str] = set()
-    for texts in track(web(check_parent(DATA / "base", "base")), "overlap: reading the web"):
+    for texts in track(web(load_checkpoint(DATA / "base", "base")), "overlap: reading the web"):
         lines = (line.strip() for text in texts for line in text.split("\n"))
         read |= asked.intersection(line.removeprefix("Question: ").removeprefix("Q: ") for line in lines)
     console.print(f"{len(read)} of {len(asked)} test prompts of one turn stand in the base's web word for word")

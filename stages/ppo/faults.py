@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from rlhf_mini.checkpoints import save_last_good
-from rlhf_mini.console import console
-from rlhf_mini.learning import copy_weights
+from rlhf_mini.core.checkpoints import save_last_good
+from rlhf_mini.core.console import console
+from rlhf_mini.training.schedule import copy_weights
 from stages.ppo.options import PPOOptions
 
 LOWER_RATE = "try a lower --learning_rate or --value_learning_rate"

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_mini.checkpoints import Parent, check_parent
-from rlhf_mini.console import UserError, console, load_function
-from rlhf_mini.resume import State, Tensors, load_optimizer, optimizer_tensors
-from rlhf_mini.scoring import with_scalar_head
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.options import load_function
+from rlhf_mini.core.resume import State, Tensors, load_optimizer, optimizer_tensors
+from rlhf_mini.models.scoring import with_scalar_head
 from stages.ppo.options import PPOOptions
 from stages.ppo.rewards import Reward, of_function, of_model
 
@@ -32,13 +33,13 @@ class Models:
     tokenizer: Any
 
 
-def check_reward_model(options: PPOOptions, sft: Parent) -> Parent | None:
+def check_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None:
     """The reward model's checkpoint, None if the reward is a function. Another SFT model's is taken only if named."""
     if ":" in options.reward:
         return None
     if not options.reward:
-        return check_parent(options.run_dir / "rm", "rm", of=sft)
-    rm = check_parent(options.reward, "rm")
+        return load_checkpoint(options.run_dir / "rm", "rm", of=sft)
+    rm = load_checkpoint(options.reward, "rm")
     if rm.info["sha256"].get("tokenizer.json") != sft.info["sha256"].get("tokenizer.json"):
         raise UserError(f"the reward model in {rm.path} has another tokenizer than the SFT model: name another")
     if all(parent["sha256"] != sft.sha256 for parent in rm.info["parents"]):
@@ -46,7 +47,7 @@ def check_reward_model(options: PPOOptions, sft: Parent) -> Parent | None:
     return rm
 
 
-def load(sft: Parent, rm: Parent | None, options: PPOOptions) -> Models:
+def load(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> Models:
     """Policy and reference from `sft`, value model and reward from `rm`, without dropout (eval mode) for good."""
     device = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
     tokenizer = AutoTokenizer.from_pretrained(sft.path)

@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlhf_mini.console import UserError
-from rlhf_mini.sampling import Messages, Response
-from rlhf_mini.scoring import score_texts
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.models.scoring import score_texts
 
 Reward = Callable[[Sequence[Messages], Sequence[Response]], list[float]]
 

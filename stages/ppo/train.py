@@ -27,15 +27,16 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from rlhf_mini import sampling, scoring
-from rlhf_mini.checkpoints import check_parent, finish, writing
-from rlhf_mini.console import MetricsLog, UserError, console
-from rlhf_mini.learning import warmup_cosine
-from rlhf_mini.parallel import in_parallel
-from rlhf_mini.records import read_prompts, read_texts
-from rlhf_mini.resume import Resume, command_of
-from rlhf_mini.sampling import Messages
-from stages.ppo import losses, report
+from rlhf_mini.core.checkpoints import finish, load_checkpoint, writing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.examples import Messages, read_prompts, read_texts
+from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.resume import Resume, command_of
+from rlhf_mini.models import sampling, scoring
+from rlhf_mini.models.parallel import in_parallel
+from rlhf_mini.training.schedule import warmup_cosine
+from stages.ppo import losses
+from stages.ppo import metrics as report
 from stages.ppo.faults import Fault, Guard
 from stages.ppo.models import Episodes, Learner, Models, batches, check_reward_model, load
 from stages.ppo.options import PPOOptions
@@ -142,7 +143,7 @@ def learn(
 def train_ppo(options: PPOOptions) -> None:
     started = time.time()
     prompts = [record["prompt"] for record in read_prompts(options.prompts)]
-    sft = check_parent(options.run_dir / "sft", "sft")
+    sft = load_checkpoint(options.run_dir / "sft", "sft")
     rm = check_reward_model(options, sft)
     parents = [parent for parent in (sft, rm) if parent]
     models = load(sft, rm, options)

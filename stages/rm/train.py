@@ -31,16 +31,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_mini.checkpoints import check_parent, finish, writing
-from rlhf_mini.console import UserError, console
-from rlhf_mini.packing import Rows, packed
-from rlhf_mini.rankings import Labeler, load_labelers, pairs
-from rlhf_mini.records import Record, read_demonstrations, read_prompts, read_rankings, write_jsonl
-from rlhf_mini.resume import Resume, command_of
-from rlhf_mini.sampling import Response, context_length, encode_prompts, encode_response, respond
-from rlhf_mini.scoring import right_pad, score_texts, with_scalar_head
-from rlhf_mini.training import Progress, StageTrainer, train, trainer_settings
-from stages.rm.evaluate import rankings_evaluation, score_groups, simulated_evaluation, table
+from rlhf_mini.core.checkpoints import finish, load_checkpoint, writing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.examples import (
+    Demonstration,
+    Prompt,
+    Ranking,
+    Response,
+    read_demonstrations,
+    read_prompts,
+    read_rankings,
+)
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
+from rlhf_mini.core.resume import Resume, command_of
+from rlhf_mini.models.packing import Rows, packed
+from rlhf_mini.models.sampling import context_length, encode_prompts, encode_response, respond
+from rlhf_mini.models.scoring import right_pad, score_texts, with_scalar_head
+from rlhf_mini.training.trainer import Progress, StageTrainer, train, trainer_settings
+from stages.rm.agreement import rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
 
@@ -87,7 +96,7 @@ class KWiseCollator:
 def train_rm(options: RMOptions) -> None:
     started = time.time()
     disable_progress_bars()
-    sft = check_parent(options.run_dir / "sft", "sft")
+    sft = load_checkpoint(options.run_dir / "sft", "sft")
     tokenizer = AutoTokenizer.from_pretrained(sft.path)
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
     labelers = {
@@ -118,7 +127,7 @@ def train_rm(options: RMOptions) -> None:
             resume.save(folder, 0, {}, {})  # killed from here on, it does not sample again
         # The labelers of the mini world judge its prompts only; for others, some rankings are kept aside to measure on.
         own_world = not options.rankings and all("check" in prompt for prompt in prompts)
-        aside: list[Record] = []
+        aside: list[Ranking] = []
         if not own_world:
             rankings, aside = split_by_prompt(rankings, options.heldout_share, options.seed)
 
@@ -163,12 +172,12 @@ def train_rm(options: RMOptions) -> None:
 # --- rankings --------------------------------------------------------------------------------------------------------
 
 
-def first(records: list[Record], number: int) -> list[Record]:
+def first(records: list[Prompt], number: int) -> list[Prompt]:
     return records[:number] if number > 0 else records
 
 
 def sample_groups(
-    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[Record], options: RMOptions, seed: int, description: str
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[Prompt], options: RMOptions, seed: int, description: str
 ) -> list[list[Response]]:
     """For each prompt the different ones of its K sampled responses; two that are alike cannot be ranked."""
     responses = respond(
@@ -186,7 +195,7 @@ def sample_groups(
     return [list({(one.text, one.ended): one for one in group}.values()) for group in groups]
 
 
-def rank(prompts: list[Record], groups: list[list[Response]], labelers: Sequence[Labeler], seed: int) -> list[Record]:
+def rank(prompts: list[Prompt], groups: list[list[Response]], labelers: Sequence[Labeler], seed: int) -> list[Ranking]:
     """Ranking records: each prompt with its responses, ranked by one labeler. Without two different responses: none."""
     rng = random.Random(seed)
     rankings = []
@@ -206,13 +215,13 @@ def rank(prompts: list[Record], groups: list[list[Response]], labelers: Sequence
     return rankings
 
 
-def as_responses(ranking: Record) -> list[Response]:
+def as_responses(ranking: Ranking) -> list[Response]:
     """A ranking's texts. They are encoded anew: we train on what rankings.jsonl says, wherever it comes from."""
     ended = ranking.get("ended", [True] * len(ranking["responses"]))
     return [Response(text, end) for text, end in zip(ranking["responses"], ended, strict=True)]
 
 
-def split_by_prompt(rankings: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
     """Rankings to train on and rankings to measure on. All rankings of one prompt are on the same side."""
     texts = ["\n".join(message["content"] for message in ranking["prompt"]) for ranking in rankings]
     prompts = list(dict.fromkeys(texts))
@@ -226,7 +235,7 @@ def split_by_prompt(rankings: list[Record], share: float, seed: int) -> tuple[li
     return train_on, measure_on
 
 
-def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: list[Record]) -> list[dict[str, Any]]:
+def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: list[Ranking]) -> list[dict[str, Any]]:
     """Tokens (prompt + response) of each response and the ranks, for rankings that order at least one pair.
 
     UserError names a ranking that is longer than the model's context.
@@ -253,7 +262,9 @@ def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: list[Record])
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-def mean_score(model: PreTrainedModel, tokenizer: Tokenizer, demonstrations: list[Record], options: RMOptions) -> float:
+def mean_score(
+    model: PreTrainedModel, tokenizer: Tokenizer, demonstrations: list[Demonstration], options: RMOptions
+) -> float:
     """The mean score of a random part of the demonstrations."""
     size = min(options.normalization_size, len(demonstrations))
     some = random.Random(options.seed).sample(demonstrations, size)

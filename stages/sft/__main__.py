@@ -1,6 +1,7 @@
 """`python -m stages.sft [--config file.yaml] [--option value]`"""
 
-from rlhf_mini.console import parse_options, run
+from rlhf_mini.core.console import run
+from rlhf_mini.core.options import parse_options
 from stages.sft.options import SFTOptions
 
 

@@ -31,13 +31,13 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from rlhf_mini.checkpoints import check_parent, finish, writing
-from rlhf_mini.console import UserError, console
-from rlhf_mini.packing import Rows, packed
-from rlhf_mini.records import Record, read_demonstrations
-from rlhf_mini.resume import Resume, command_of
-from rlhf_mini.sampling import context_length, excerpt, respond
-from rlhf_mini.training import Progress, StageTrainer, train, trainer_settings
+from rlhf_mini.core.checkpoints import finish, load_checkpoint, writing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.examples import Demonstration, read_demonstrations
+from rlhf_mini.core.resume import Resume, command_of
+from rlhf_mini.models.packing import Rows, packed
+from rlhf_mini.models.sampling import context_length, excerpt, respond
+from rlhf_mini.training.trainer import Progress, StageTrainer, train, trainer_settings
 from stages.sft.options import SFTOptions
 
 
@@ -60,7 +60,7 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     disable_progress_bars()
     demonstrations = read_demonstrations(options.demonstrations)
-    base = check_parent(options.base, "base")
+    base = load_checkpoint(options.base, "base")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     model = AutoModelForCausalLM.from_pretrained(base.path)
     set_residual_dropout(model, options.dropout)
@@ -107,7 +107,9 @@ def train_sft(options: SFTOptions) -> None:
     )
 
 
-def split(demonstrations: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+def split(
+    demonstrations: list[Demonstration], share: float, seed: int
+) -> tuple[list[Demonstration], list[Demonstration]]:
     """The demonstrations to train on and those kept aside, both shuffled. UserError if there are too few for both."""
     if len(demonstrations) < 2:
         raise UserError("one demonstration is too few: one is kept aside to measure the validation loss; add some")
@@ -116,12 +118,14 @@ def split(demonstrations: list[Record], share: float, seed: int) -> tuple[list[R
     return shuffled[aside:], shuffled[:aside]
 
 
-def to_dataset(demonstrations: list[Record]) -> Dataset:
+def to_dataset(demonstrations: list[Demonstration]) -> Dataset:
     """TRL's conversational prompt-completion form, without the records' further keys."""
     return Dataset.from_list([{key: record[key] for key in ("prompt", "completion")} for record in demonstrations])
 
 
-def check_lengths(trainer: SFTTrainer, training: list[Record], validation: list[Record], path: str) -> None:
+def check_lengths(
+    trainer: SFTTrainer, training: list[Demonstration], validation: list[Demonstration], path: str
+) -> None:
     """UserError if a demonstration is longer than the model's context; TRL would cut it, and so its end, in silence."""
     positions = context_length(trainer.model)
     for dataset, records in ((trainer.train_dataset, training), (trainer.eval_dataset, validation)):

@@ -1,0 +1,1 @@
+"""A conversation with the stages in the terminal."""

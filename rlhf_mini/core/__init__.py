@@ -1,0 +1,1 @@
+"""What every command needs: options, console, examples, rankings, checkpoints, resuming, bootstrap intervals."""

@@ -1,0 +1,104 @@
+"""The terminal: output, progress, and errors in one sentence."""
+
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+# Sampled text is printed as it is: "[/b]" or ":smile:" in a response is no markup. Use `style=` to colour a line.
+console = Console(markup=False, emoji=False, highlight=False)
+
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal to draw a bar on
+
+
+class UserError(Exception):
+    """Something the user can put right. Its text is one sentence that says what is wrong and what to do."""
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+# What a user can run into on any machine, with the words that help; other OSErrors are bugs and keep their traceback.
+_SYSTEM_FAULTS = {
+    errno.ENOSPC: "the disk is full; free some space and run the command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a file is where a folder is expected",
+    errno.EISDIR: "a folder is where a file is expected",
+    errno.EEXIST: "a file is in the way",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def run(main: Callable[[], object]) -> None:
+    """Calls `main`; what a user can cause is told in a sentence, exit 1 (130 for Ctrl-C). A bug keeps its traceback."""
+    try:
+        main()
+        return
+    except UserError as fault:
+        status, message = 1, f"error: {fault}"
+    except KeyboardInterrupt as fault:
+        status, message = 130, "interrupted: nothing was left half-written, and earlier checkpoints are as they were"
+        message += f"; {fault}" if str(fault) else ""
+    except Exception as fault:
+        sentence = _system_fault(fault)
+        if sentence is None:
+            raise
+        status, message = 1, f"error: {sentence}"
+    # Outside the handlers the failed frames are gone, and with them a progress bar that would draw over the message.
+    console.show_cursor()
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _system_fault(fault: Exception) -> str | None:
+    """The sentence for a full disk and its like, or None for anything else."""
+    # safetensors and tokenizers wrap a full disk into exceptions of their own; only the text tells.
+    full = "No space left on device" in str(fault)
+    code = errno.ENOSPC if full else getattr(fault, "errno", None)
+    if code not in _SYSTEM_FAULTS:
+        return None
+    filename = getattr(fault, "filename", None)
+    return f"{filename}: {_SYSTEM_FAULTS[code]}" if filename else _SYSTEM_FAULTS[code]
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+def track(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+    """Iterates with a progress bar; where there is no terminal, with a plain line each ten seconds and at the end.
+
+    `done` of the `total` lie behind already.
+    """
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            yield from progress.track(iterable, total=total, completed=done, description=description)
+        return
+    started = last = time.monotonic()
+    for done, item in enumerate(iterable, start=done + 1):  # noqa: B020
+        yield item
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            console.print(f"{description}: {done}/{total or '?'}, {last - started:.0f} s")
+    console.print(f"{description}: {done} done in {time.monotonic() - started:.0f} s")
+
+
+def printable(text: str) -> str:
+    """A model's text without control characters that the terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

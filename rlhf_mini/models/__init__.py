@@ -1,0 +1,1 @@
+"""Language models at work: encoding, sampling, log-probabilities, values and scores, over rows without padding."""

@@ -1,0 +1,1 @@
+"""The training loop that SFT and the reward model share."""

@@ -1,0 +1,51 @@
+"""Bootstrap intervals against what is known about them."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from rlhf_mini.core.bootstrap import divide, interval, mean_intervals, resampled_ratios
+
+
+def test_a_constant_has_no_spread() -> None:
+    assert mean_intervals(np.full((5, 1), 0.25)) == [{"mean": 0.25, "low": 0.25, "high": 0.25}]
+
+
+def test_interval_of_a_coin_is_the_normal_one() -> None:
+    coin = np.repeat([0.0, 1.0], 200)[:, None]  # (400, 1): standard error sqrt(1/4 / 400) = 0.025
+    (figure,) = mean_intervals(coin)
+    assert figure["mean"] == 0.5
+    assert figure["low"] == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert figure["high"] == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    assert mean_intervals(coin) == [figure]
+
+
+def test_a_missing_value_is_left_out() -> None:
+    figures = mean_intervals(np.array([[1.0, np.nan, np.nan], [0.0, 3.0, np.nan]]))
+    assert [figure["mean"] for figure in figures[:2]] == [0.5, 3.0]
+    assert (figures[1]["low"], figures[1]["high"]) == (3.0, 3.0)
+    assert np.isnan([figures[2][key] for key in ("mean", "low", "high")]).all()
+
+
+def test_resamples_weigh_prompts_by_their_pairs() -> None:
+    right, pairs = np.array([[1.0], [0.0]]), np.array([[1.0], [3.0]])
+    ratios = resampled_ratios(right, pairs, resamples=100)
+    assert set(ratios[:, 0]) == {1.0, 0.25, 0.0}  # twice the first prompt, both, twice the second
+
+
+def test_columns_share_their_resamples() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 1))
+    ratios = resampled_ratios(np.hstack([values, values + 1]), np.ones((50, 2)))
+    low, high = interval(ratios[:, 1:] - ratios[:, :1])
+    assert low[0] == pytest.approx(1.0) and high[0] == pytest.approx(1.0)
+
+
+def test_against_scipy() -> None:
+    values = np.random.default_rng(0).random(200)
+    (figure,) = mean_intervals(values[:, None])
+    peer = scipy.stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
+    assert (figure["low"], figure["high"]) == (pytest.approx(peer.low, abs=0.004), pytest.approx(peer.high, abs=0.004))
+
+
+def test_nothing_to_divide_by() -> None:
+    assert np.isnan(divide(np.array([0.0]), np.array([0.0]))).all()

@@ -1,0 +1,299 @@
+"""Checkpoints: whole or not there, and never built on when something is wrong with them."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_mini.core import checkpoints
+from rlhf_mini.core.checkpoints import Checkpoint, finish, load_checkpoint, save_last_good, writing
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.files import MetricsLog
+
+
+@dataclass
+class Options:
+    run: str = "x"
+    runs_dir: Path = Path("runs")
+    learning_rate: float = 1e-3
+
+
+def contents(base: Path, change: float = 0.0, **more: Any) -> dict[str, Any]:
+    """What `finish` takes: the nano model, with `change` added to its weights so that each stage's sha256 differs."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.transformer.wte.weight += change
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    defaults = {"options": Options(), "seed": 3, "metrics": {"loss": 2.5}, "started": time.time()}
+    return {"model": model, "tokenizer": tokenizer, **defaults, **more}
+
+
+def make(run_dir: Path, stage: str, base: Path, change: float = 0.0, parents: list[Checkpoint] | None = None) -> Path:
+    with writing(run_dir, stage) as folder:
+        finish(folder, stage=stage, parents=parents or [], **contents(base, change))
+    return run_dir / stage
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """runs/x as the Makefile has it: relative to the folder the command is run in."""
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/x")
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_says_where_it_comes_from_and_loads_plainly(nano_base: Path, run_dir: Path) -> None:
+    base = load_checkpoint(nano_base, "base")
+    with writing(run_dir, "sft") as folder:
+        assert folder == Path("runs/x/sft.partial")
+        MetricsLog(folder / "metrics.jsonl").log(step=1, loss=3.0)
+        what = contents(nano_base, 0.5, metrics={"loss": torch.tensor(2.5), "worst": float("nan")})
+        finish(folder, stage="sft", parents=[base], **what)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
+
+    info = json.loads((run_dir / "sft" / "stage.json").read_text())
+    assert info["format"] == 1 and info["stage"] == "sft" and info["seed"] == 3 and "stopped" not in info
+    assert info["options"] == {"run": "x", "runs_dir": "runs", "learning_rate": 1e-3}
+    assert info["metrics"] == {"loss": 2.5, "worst": None}
+    assert 0 <= info["seconds"] < 60 and 50 < info["peak_memory_mb"] < 100_000
+    assert (
+        set(info["versions"]) == {"python", "rlhf_mini", *checkpoints.LIBRARIES} >= {"torch", "transformers", "numpy"}
+    )
+    assert info["parents"] == [{"stage": "base", "path": str(nano_base), "sha256": base.sha256}]
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(info["sha256"])
+    assert "metrics.jsonl" not in info["sha256"] and (run_dir / "sft" / "metrics.jsonl").exists()
+    # make's rule for SEED= looks for this very line
+    assert '\n  "seed": 3,\n' in (run_dir / "sft" / "stage.json").read_text()
+
+    sft = load_checkpoint(run_dir / "sft", "sft", of=base)
+    assert sft == Checkpoint(run_dir / "sft", "sft", info["sha256"]["model.safetensors"], info)
+    loaded = AutoModelForCausalLM.from_pretrained(sft.path)
+    assert torch.equal(loaded.state_dict()["transformer.wte.weight"], what["model"].transformer.wte.weight)
+    assert AutoTokenizer.from_pretrained(sft.path).chat_template
+
+
+def test_the_sha256_is_that_of_sha256sum(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert checkpoints.sha256(tmp_path / "abc") == expected
+
+
+def test_a_new_checkpoint_takes_the_place_of_the_old(nano_base: Path, run_dir: Path) -> None:
+    make(run_dir, "sft", nano_base)
+    (run_dir / "sft" / "left-over.txt").write_text("of the old one")
+    make(run_dir, "sft", nano_base, change=1.0)
+    load_checkpoint(run_dir / "sft", "sft")
+    assert not (run_dir / "sft" / "left-over.txt").exists()
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
+
+
+def test_people_may_open_the_jsonl_files_and_add_notes(nano_base: Path, run_dir: Path) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "notes.txt").write_text("mine")
+    load_checkpoint(folder, "sft")
+
+
+# --- what is not written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault", [KeyboardInterrupt(), RuntimeError("a bug"), UserError("x"), OSError(errno.ENOSPC, "No space left")]
+)
+def test_a_stage_that_fails_leaves_the_earlier_checkpoint(nano_base: Path, run_dir: Path, fault: BaseException) -> None:
+    before = snapshot(make(run_dir, "sft", nano_base))
+    with pytest.raises(type(fault)), writing(run_dir, "sft") as folder:
+        MetricsLog(folder / "metrics.jsonl").log(step=1)
+        raise fault
+    assert snapshot(run_dir / "sft") == before
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
+
+
+@pytest.mark.parametrize("full", ["model", "tokenizer", "stage.json", "fsync", "rename"])
+def test_a_disk_that_fills_up_at_any_step(
+    nano_base: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    before = snapshot(make(run_dir, "sft", nano_base))
+    what = contents(nano_base, 1.0)
+
+    def no_space(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real_write_text, real_rename = Path.write_text, Path.rename
+
+    def write_text(path: Path, *rest: Any, **more: Any) -> int:
+        return no_space() if path.name == "stage.json" else real_write_text(path, *rest, **more)
+
+    def rename(path: Path, target: Path) -> Path:
+        return no_space() if path.name == "sft.partial" else real_rename(path, target)
+
+    if full in ("model", "tokenizer"):
+        monkeypatch.setattr(what[full], "save_pretrained", no_space)
+    elif full == "stage.json":
+        monkeypatch.setattr(Path, "write_text", write_text)
+    elif full == "fsync":
+        monkeypatch.setattr(checkpoints.os, "fsync", no_space)
+    else:
+        monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="No space left"), writing(run_dir, "sft") as folder:
+        finish(folder, stage="sft", **what)
+    assert snapshot(run_dir / "sft") == before
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
+
+
+def test_a_first_run_that_fails_leaves_no_folder(run_dir: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing(run_dir, "sft"):
+        raise KeyboardInterrupt
+    assert not run_dir.exists()
+
+
+def test_leaving_the_block_without_finish_is_a_bug(run_dir: Path) -> None:
+    with pytest.raises(RuntimeError, match="call finish"), writing(run_dir, "sft"):
+        pass
+    assert not run_dir.exists()
+
+
+def test_what_a_killed_process_left_is_cleared(nano_base: Path, run_dir: Path) -> None:
+    """A real process, killed while it writes: nothing of it counts, and the next start sweeps it up."""
+    code = (
+        "import pathlib, time; from rlhf_mini.core.checkpoints import writing\n"
+        "with writing('runs/x', 'sft') as folder:\n"
+        "    (folder / 'metrics.jsonl').write_text('{}')\n"
+        "    print('ready', flush=True); time.sleep(60)"
+    )
+    root = str(Path(__file__).parents[2])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match="another process is writing"), writing(run_dir, "sft"):
+            raise AssertionError("two processes write one checkpoint")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    assert (run_dir / "sft.partial" / "metrics.jsonl").exists()
+    with pytest.raises(UserError, match="there is no sft checkpoint"):
+        load_checkpoint(run_dir / "sft", "sft")
+    make(run_dir, "sft", nano_base)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
+    assert "metrics.jsonl" not in snapshot(run_dir / "sft")
+
+
+@pytest.mark.parametrize("already_new", [False, True])
+def test_killed_between_the_two_renames(nano_base: Path, run_dir: Path, already_new: bool) -> None:
+    """The old checkpoint has stepped aside; the new one has taken its place, or has not yet."""
+    old = make(run_dir, "sft", nano_base)
+    before = snapshot(old)
+    old.rename(run_dir / "sft.replaced")
+    if already_new:
+        before = snapshot(make(Path("runs/other"), "sft", nano_base, 1.0).rename(run_dir / "sft"))
+    with pytest.raises(KeyboardInterrupt), writing(run_dir, "sft"):
+        raise KeyboardInterrupt
+    assert snapshot(run_dir / "sft") == before
+    assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
+
+
+def test_the_last_good_weights_are_a_whole_checkpoint(nano_base: Path, run_dir: Path) -> None:
+    with pytest.raises(UserError), writing(run_dir, "ppo") as folder:
+        MetricsLog(folder / "metrics.jsonl").log(step=7, loss=float("nan"))
+        saved = save_last_good(run_dir, "ppo", reason="the loss became NaN at step 7", **contents(nano_base))
+        raise UserError(f"the loss became NaN; the weights before it are in {saved}")
+    assert sorted(path.name for path in run_dir.iterdir()) == ["ppo.last_good"]
+    parent = load_checkpoint(saved, "ppo")
+    assert parent.info["stopped"] == "the loss became NaN at step 7"
+    assert json.loads((saved / "metrics.jsonl").read_text()) == {"step": 7, "loss": None}
+
+
+# --- a broken parent: what is wrong, and what to run -----------------------------------------------------------------
+
+
+def refusal(path: Path, stage: str, of: Checkpoint | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path, stage, of=of)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_parent(run_dir: Path, tmp_path: Path) -> None:
+    assert refusal(run_dir / "sft", "sft") == "there is no sft checkpoint in runs/x/sft: run `make sft RUN=x`"
+    assert refusal(Path("runs/default/rm"), "rm").endswith(": run `make rm`")
+    assert refusal(Path("data/base"), "base").endswith(": run `git checkout data/base`, or `make base`")
+    elsewhere = tmp_path / "else"
+    assert refusal(elsewhere / "y" / "sft", "sft").endswith(f"`python -m stages.sft --runs_dir {elsewhere} --run y`")
+
+
+def test_a_half_written_parent(nano_base: Path, run_dir: Path) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    (folder / "model.safetensors").unlink()
+    assert refusal(folder, "sft") == (
+        "the sft checkpoint in runs/x/sft is incomplete (model.safetensors is missing): "
+        "delete runs/x/sft, then run `make sft RUN=x`"
+    )
+    (folder / "stage.json").unlink()
+    assert refusal(folder, "sft") == (
+        "the sft checkpoint in runs/x/sft is half-written (it has no stage.json): run `make sft RUN=x`"
+    )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_changed_parent(nano_base: Path, run_dir: Path, name: str) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    whole = (folder / name).read_bytes()
+    for changed in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole + b" ", b""):
+        (folder / name).write_bytes(changed)
+        assert refusal(folder, "sft") == (
+            f"runs/x/sft/{name} has changed since the sft stage wrote it: delete runs/x/sft, then run `make sft RUN=x`"
+        )
+    (folder / name).write_bytes(whole)
+    load_checkpoint(folder, "sft")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "null", "{}", "\udcff", '{"stage": "sft"}'),
+        '{"format": 1, "stage": "sft", "sha256": {}, "parents": []}',
+        '{"format": 1, "stage": "sft", "sha256": 3, "parents": []}',
+    ],
+)
+def test_a_foreign_stage_json(nano_base: Path, run_dir: Path, content: str) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    (folder / "stage.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert "runs/x/sft/stage.json is not one that this project writes: delete runs/x/sft" in refusal(folder, "sft")
+
+
+def test_a_parent_of_another_stage_or_version(nano_base: Path, run_dir: Path) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    folder.rename(run_dir / "rm")
+    assert "runs/x/rm holds a checkpoint of stage sft, not rm: delete runs/x/rm" in refusal(run_dir / "rm", "rm")
+    path = run_dir / "rm" / "stage.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    assert "another version of this project" in refusal(run_dir / "rm", "sft")
+
+
+def test_a_reward_model_of_another_sft(nano_base: Path, run_dir: Path) -> None:
+    make(run_dir, "sft", nano_base)
+    make(run_dir, "rm", nano_base, 1.0, parents=[load_checkpoint(run_dir / "sft", "sft")])
+    load_checkpoint(run_dir / "rm", "rm", of=load_checkpoint(run_dir / "sft", "sft"))
+    make(run_dir, "sft", nano_base, 2.0)  # trained again, with other weights
+    assert refusal(run_dir / "rm", "rm", of=load_checkpoint(run_dir / "sft", "sft")) == (
+        "the rm checkpoint in runs/x/rm was not made from the sft in runs/x/sft: "
+        "delete runs/x/rm, then run `make rm RUN=x`"
+    )

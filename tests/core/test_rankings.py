@@ -1,0 +1,83 @@
+"""Pairs, agreement, accuracy: expectations counted by hand; and providers of labelers."""
+
+import math
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.rankings import Count, accuracy, agreement, load_labelers, pairs
+
+
+def test_pairs_leave_ties_out():
+    assert pairs([1, 3, 2]) == [(0, 1), (0, 2), (2, 1)]
+    assert pairs([1, 3, 1]) == [(0, 1), (2, 1)]
+    assert pairs([2, 2]) == []
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=9))
+def test_pairs_are_all_that_are_not_tied(ranks):
+    tied = sum(ranks[i] == ranks[j] for i in range(len(ranks)) for j in range(i))
+    assert len(pairs(ranks)) == math.comb(len(ranks), 2) - tied
+    assert all(ranks[winner] < ranks[loser] for winner, loser in pairs(ranks))
+
+
+def test_accuracy():
+    # pairs (0,1), (0,2), (2,1): 0.9 > 0.1 right, 0.9 > 0.5 right, 0.5 > 0.1 right
+    assert accuracy([0.9, 0.1, 0.5], [1, 3, 2]) == Count(3, 3)
+    assert accuracy([0.1, 0.9, 0.5], [1, 3, 2]) == Count(0, 3)
+    # (0,1) half right, (0,2) right, (2,1) wrong
+    assert accuracy([0.5, 0.5, 0.2], [1, 3, 2]) == Count(1.5, 3)
+    assert accuracy([1.0, 2.0], [1, 1]) == Count(0, 0)
+
+
+def test_agreement_within_a_group():
+    # of pairs (0,1), (0,2), (1,2): alike, alike, contrary
+    assert agreement([[1, 2, 3], [1, 3, 2]]) == Count(2, 3)
+    # the tie of the second drops (0,1)
+    assert agreement([[1, 2, 3], [1, 1, 3]]) == Count(2, 2)
+    # three labelers are three couples: 1, 0 and 0 of one pair each
+    assert agreement([[1, 2], [1, 2], [2, 1]]) == Count(1, 3)
+
+
+def test_agreement_between_groups_has_one_labeler_of_each():
+    assert agreement([[1, 2], [1, 2]], [[2, 1]]) == Count(0, 2)
+    assert agreement([[1, 2], [2, 1]], [[1, 2]]) == Count(1, 2)
+
+
+class Ana:
+    name = "ana"
+
+    def rank(self, record, responses):
+        return [1 for _ in responses]
+
+
+def provider():
+    return [Ana()]
+
+
+def not_labelers():
+    return ["ana"]
+
+
+def test_load_labelers():
+    assert [labeler.name for labeler in load_labelers(f"{__name__}:provider")] == ["ana"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("no_colon", "package.module:function"),
+        ("no_such_module:f", "no module no_such_module"),
+        ("rlhf_mini.nowhere:f", r"no module rlhf_mini\.nowhere"),
+        (f"{__name__}:nothing", "no function nothing"),
+        (f"{__name__}:not_labelers", r"name and rank\(\)"),
+        (f"{__name__}:types", "is no function"),
+    ],
+)
+def test_a_wrong_provider_is_told_in_a_sentence(given, says):
+    assert isinstance(types, types.ModuleType)
+    with pytest.raises(UserError, match=says):
+        load_labelers(given)

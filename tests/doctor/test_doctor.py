@@ -1,0 +1,388 @@
+"""`python -m rlhf_mini.doctor` on real small runs: each is broken in one way, and the doctor names it."""
+
+import dataclasses
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.examples import Messages, Prompt, Response
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.doctor import checks as diagnoses
+from rlhf_mini.doctor.diagnose import diagnose
+from rlhf_mini.evaluation.compare import CompareOptions, compare
+from rlhf_mini.models import sampling, scoring
+from rlhf_mini.models.sampling import Rollout
+from stages.ppo import models, train
+from stages.ppo.options import PPOOptions
+from stages.rm.options import RMOptions
+from stages.rm.train import train_rm
+from stages.sft import train as sft_train
+from stages.sft.options import SFTOptions
+from stages.sft.train import train_sft
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["it", "is", "green"]
+
+
+# --- small runs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Likes:
+    """A labeler who prefers the response that is worth more."""
+
+    worth: Callable[[str], float]
+    name: str = "toy"
+
+    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+        values = [self.worth(response.text) for response in responses]
+        return [1 + sum(other > value for other in values) for value in values]
+
+
+def likes_green() -> list[Likes]:
+    return 2 * [Likes(green)]
+
+
+def likes_length() -> list[Likes]:
+    return 2 * [Likes(len)]
+
+
+def dice() -> list[Likes]:
+    rng = random.Random(0)
+    return 2 * [Likes(lambda text: rng.random())]
+
+
+def green(text: str) -> float:
+    """1 for a response that begins with "green"."""
+    return float(text.startswith("green"))
+
+
+def greens(prompts: list[Messages], responses: list[str]) -> list[float]:
+    return [green(response) for response in responses]
+
+
+def prompt(number: int) -> Prompt:
+    check = {"repeat": {"word": "it", "n": 1}, "max_words": 9}
+    return {"id": f"p-{number}", "use_case": "other", "novel": "none", "check": check,
+            "prompt": [{"role": "user", "content": f"Say {number}"}]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with records, and in runs/t an SFT model that ends its short responses and a reward model."""
+    folder = tmp_path_factory.mktemp("doctor")
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 7))) for _ in range(200)]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    both = zip(completions, range(200), strict=True)
+    write_jsonl(folder / "demonstrations.jsonl", [{**prompt(n), "completion": said} for said, n in both])
+    write_jsonl(folder / "prompts.jsonl", [prompt(n) for n in range(1000, 1080)])
+    write_jsonl(folder / "validation.jsonl", [prompt(n) for n in range(2000, 2030)])
+    write_jsonl(folder / "texts.jsonl", [{"text": "it is green"} for _ in range(20)])
+    shutil.copytree(_nano_base, folder / "base")
+    train_sft(sft_options(folder))
+    train_rm(rm_options(folder))
+    return folder
+
+
+@pytest.fixture
+def run(world: Path, tmp_path: Path) -> Path:
+    """A copy of the run for one test to break: its folder, beside the records."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs" / "t"
+
+
+def sft_options(folder: Path, **changes: Any) -> SFTOptions:
+    settings: dict[str, Any] = dict(
+        run="t", runs_dir=str(folder / "runs"), base=str(folder / "base"), show_every=0,
+        demonstrations=str(folder / "demonstrations.jsonl"), num_train_epochs=4, learning_rate=1e-2, batch_size=8,
+    )  # fmt: skip
+    return SFTOptions(**settings | changes)
+
+
+def rm_options(folder: Path, labelers: str = "likes_green", **changes: Any) -> RMOptions:
+    toy = f"{__name__}:{labelers}"
+    settings: dict[str, Any] = dict(
+        run="t", runs_dir=str(folder / "runs"), prompts=str(folder / "prompts.jsonl"), batch_size=8,
+        validation=str(folder / "validation.jsonl"), demonstrations=str(folder / "demonstrations.jsonl"),
+        labelers=toy, heldout_labelers=toy, gold_labeler=toy, num_train_epochs=4, learning_rate=5e-3,
+        max_new_tokens=16,
+    )  # fmt: skip
+    return RMOptions(**settings | changes)
+
+
+def ppo(run: Path, **changes: Any) -> None:
+    """A short PPO, healthy without `changes`."""
+    folder = run.parent.parent
+    settings: dict[str, Any] = dict(
+        run="t", runs_dir=str(run.parent), prompts=str(folder / "prompts.jsonl"), ptx_texts=str(folder / "texts.jsonl"),
+        validation_prompts=str(folder / "validation.jsonl"), updates=12, episodes=32,
+        num_minibatches=4, num_ppo_epochs=2, max_new_tokens=16, temperature=1.0, warmup_updates=2, learning_rate=1e-3,
+        kl_coef=0.5, value_learning_rate=3e-3, clip_range_value=1.0, evaluation_prompts=8, save_steps=0,
+    )  # fmt: skip
+    train.train_ppo(PPOOptions(**settings | changes))
+
+
+def doctor(run: Path) -> dict[str, str]:
+    """What it prints on each stage, one finding a line."""
+    with console.capture() as printed:
+        well = diagnose(run)
+    text = re.sub(r"\n {25}", " ", printed.get())  # the table's cells are wrapped
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines())
+    assert well == (re.search("^fail", text, re.M) is None)
+    parts = re.split(r"\n\n", text.strip())
+    return {part[: part.index(":")]: part for part in parts}
+
+
+def problems(text: str) -> set[str]:
+    """The names of the checks that did not pass."""
+    return {line.split()[1] for line in text.splitlines() if line.startswith(("warn", "fail"))}
+
+
+# --- the diagnoses, each on a run that is really broken --------------------------------------------------------------
+
+
+def test_a_healthy_run_passes(run: Path) -> None:
+    ppo(run)
+    said = doctor(run)
+    assert all(f"\n{level} " not in text for text in said.values() for level in ("warn", "fail"))
+    assert (
+        "12 updates" in said["ppo"]
+        and "todo gold not measured yet: `python -m rlhf_mini.evaluation.compare" in said["ppo"]
+    )
+
+
+def test_rm_near_50_percent(run: Path) -> None:
+    train_rm(rm_options(run.parent.parent, "dice"))
+    said = doctor(run)
+    assert re.search(r"^fail accuracy .*near 50 %, a coin.*they agree among themselves on \d\d%", said["rm"], re.M)
+    assert not problems(said["sft"])
+
+
+def test_rm_trained_on_another_sft(run: Path) -> None:
+    ppo(run, updates=2)
+    train_sft(sft_options(run.parent.parent, seed=1))
+    said = doctor(run)
+    for stage in ("rm", "ppo"):
+        remedy = f"run `python -m stages.{stage} "
+        assert re.search(f"^fail its SFT trained on another SFT.* try: {remedy}", said[stage], re.M)
+    assert problems(said["rm"]) == {"its"} and "pass its RM" in said["ppo"]
+
+
+def test_kl_blow_up(run: Path) -> None:
+    ppo(run, kl_coef=0.0, learning_rate=5e-2, max_kl=0.0, min_entropy=0.0)
+    assert re.search(r"^fail KL \d+\.\d nats .*KL blow-up.* try: a higher --kl_coef", doctor(run)["ppo"], re.M)
+
+
+def test_kl_blow_up_that_stopped_the_stage(run: Path) -> None:
+    with pytest.raises(UserError, match="above --max_kl"):
+        ppo(run, kl_coef=0.0, learning_rate=5e-2, max_kl=20.0, min_entropy=0.0)
+    said = doctor(run)["ppo"]
+    assert "ppo.last_good)" in said and "fail learning rate" not in said
+    assert re.search(r"^fail finished stopped: the KL to the SFT model, .* is above --max_kl in update \d", said, re.M)
+    assert re.search(r"^fail KL .*\(at most 20\): KL blow-up", said, re.M)
+
+
+def test_persistently_negative_kl(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled and judged by the reference at temperature 0.5, scored by the policy at 1."""
+    loaded: list[models.Models] = []
+    load, sample, response_logprobs = train.load, sampling.sample, scoring.response_logprobs
+
+    def load_and_keep(*arguments: Any) -> models.Models:
+        loaded.append(load(*arguments))
+        return loaded[0]
+
+    def at_temperature_1(model: Any, *inputs: Any, **settings: Any) -> Any:
+        own = model is loaded[0].policy
+        return response_logprobs(model, *inputs[:3], *((1.0,) if own else inputs[3:4]), *inputs[4:], **settings)
+
+    def sample_and_score(model: Any, prompts: list[list[int]], **settings: Any) -> Rollout:
+        rollout = sample(model, prompts, **settings)
+        sequences = [ids + response for ids, response in zip(prompts, rollout.token_lists(), strict=True)]
+        inputs = scoring.right_pad(sequences, settings["pad_token_id"])
+        with torch.no_grad():
+            rollout.logprobs, _ = response_logprobs(model, *inputs, rollout.response_mask)
+        return rollout
+
+    monkeypatch.setattr(train, "load", load_and_keep)
+    monkeypatch.setattr(scoring, "response_logprobs", at_temperature_1)
+    monkeypatch.setattr(sampling, "sample", sample_and_score)
+    ppo(run, temperature=0.5, learning_rate=1e-5, updates=6)
+    said = doctor(run)["ppo"]
+    assert re.search(r"^fail sign of KL -.*persistently negative.* try: sample from the full distribution", said, re.M)
+    assert re.search(r"^fail first KL -", said, re.M) and "pass ratio" in said
+
+
+def test_entropy_collapse(run: Path) -> None:
+    with pytest.raises(UserError, match="below --min_entropy"):
+        ppo(run, reward="stages.ppo.rewards:short", kl_coef=0.0, learning_rate=3e-3, updates=30, min_entropy=0.05)
+    said = doctor(run)["ppo"]
+    assert re.search(r"^fail entropy .*entropy collapse.* try: a higher --kl_coef", said, re.M)
+    assert re.search(r"^fail length .*length drift", said, re.M)  # to a single token
+    assert "pass eos 100%" in said and "pass KL" in said
+
+
+def test_no_eos_length_drift_and_gold_that_falls(run: Path) -> None:
+    """Labelers who like length, a reward model that learns it, a PPO that has nothing else to care for."""
+    folder = run.parent.parent
+    train_rm(rm_options(folder, "likes_length"))
+    ppo(run, kl_coef=0.0, missing_eos_penalty=0.0, learning_rate=2e-3)
+    options = CompareOptions(
+        run="t", runs_dir=str(run.parent), base=str(folder / "base"), split=str(folder / "validation.jsonl"),
+        demonstrations=str(folder / "demonstrations.jsonl"), show=0, max_new_tokens=16, temperature=1.0,
+    )  # fmt: skip
+    with console.capture():
+        compare(options, "")
+    said = doctor(run)["ppo"]
+    assert re.search(r"^fail eos .*no eos", said, re.M)
+    assert re.search(r"^fail length .*length drift.* does the reward pay for length\?", said, re.M)
+    assert re.search(r"^fail gold .*the reward rises while gold falls.* try: a higher --kl_coef", said, re.M)
+    assert "pass score" in said and "pass ratio" in said
+    ppo(run, updates=2)
+    assert "todo gold compare.json is of another PPO checkpoint" in doctor(run)["ppo"]
+
+
+def test_ratio_away_from_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = train.load
+
+    def with_dropout(*arguments: Any) -> models.Models:
+        loaded = load(*arguments)
+        for module in loaded.policy.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        loaded.policy.train()
+        return loaded
+
+    monkeypatch.setattr(train, "load", with_dropout)
+    ppo(run, updates=4)
+    assert re.search(r"^fail ratio .*away from 1.* try: no dropout", doctor(run)["ppo"], re.M)
+
+
+def test_value_model_that_explains_nothing(run: Path) -> None:
+    ppo(run, reward=f"{__name__}:greens", value_learning_rate=1e-12)
+    said = doctor(run)["ppo"]
+    assert re.search(r"^fail value model -.*explains nothing.* try: another --value_learning_rate", said, re.M)
+    assert "gold" not in said  # `compare` needs a PPO of the run's own reward model
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.0])
+def test_learning_rate_that_never_moved(run: Path, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "warmup_cosine", lambda *_: rate)
+    ppo(run, updates=4)
+    said = doctor(run)["ppo"]
+    assert re.search(r"^fail learning rate .*never moved.* try: --learning_rate is only the peak", said, re.M)
+    assert ("it never moved try: a higher --learning_rate" in said) == ("nothing was learned" in said) == (rate == 0)
+
+
+def test_learning_rate_of_sft_that_never_moved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = sft_train.trainer_settings
+    constant = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
+    monkeypatch.setattr(sft_train, "trainer_settings", lambda *arguments: settings(*arguments) | constant)
+    train_sft(sft_options(run.parent.parent))
+    said = doctor(run)
+    assert "fail learning rate 0.01 to 0.01: the learning rate never moved" in said["sft"]
+    assert "fail its SFT trained on another SFT" in said["rm"]
+
+
+def test_nan_stop_of_sft(run: Path) -> None:
+    with pytest.raises(UserError, match="not a finite number"):
+        train_sft(sft_options(run.parent.parent, learning_rate=1e30))
+    said = doctor(run)
+    assert "fail finished stopped: the loss was not a finite number at step" in said["sft"]
+    assert "sft.last_good)" in said["sft"] and not problems(said["rm"])
+
+
+# --- the other checks, by hand ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("finding", "level"),
+    [
+        (diagnoses.numbers([{"loss": 0.5}, {"loss": None}]), "fail"),
+        (diagnoses.loss_fell([0.9, 0.9]), "fail"),
+        (diagnoses.overfitted_loss([0.5] * 20, [0.9, 0.64]), "pass"),
+        (diagnoses.overfitted_loss([0.5] * 20, [0.9, 0.66]), "warn"),
+        (diagnoses.accuracy({"share": 0.3, "low": 0.2, "high": 0.4}, None), "fail"),
+        (diagnoses.accuracy({"share": 0.7, "low": 0.4, "high": 0.9}, None), "warn"),  # too few pairs to tell
+        (diagnoses.below_agreement({"share": 0.66}, {"share": 0.75}), "pass"),
+        (diagnoses.below_agreement({"share": 0.64}, {"share": 0.75}), "warn"),
+        (diagnoses.overfitted_accuracy([0.5] * 9 + [0.9], {"share": 0.79}), "warn"),
+        (diagnoses.spread(0.09), "fail"),
+        (diagnoses.kl_size([0.0, 16.0], 100.0), "warn"),
+        (diagnoses.negative_kl([0.1, -0.4, 0.3, -0.4]), "pass"),  # negative by chance
+        (diagnoses.eos([0.9, 0.8]), "warn"),
+        (diagnoses.score_rose([0.0, 0.2], [1.0, 1.0]), "warn"),
+        (diagnoses.score_rose([0.0, -0.3], [1.0, 1.0]), "fail"),
+        (diagnoses.explained_variance([0.5, 0.3, -9.0, -9.0], [1.0, 0.8, 0.0, 0.0]), "pass"),  # all score alike by then
+        (diagnoses.clipped([0.1, 0.4, 0.1]), "warn"),
+        (diagnoses.learning_rate([1e-3]), None),
+    ],
+)
+def test_bounds(finding: diagnoses.Finding | None, level: str | None) -> None:
+    assert (finding and finding.level) == level
+    assert finding is None or bool(finding.advice) == (level != "pass")
+
+
+def test_options_it_advises_are_those_of_the_stages() -> None:
+    text = "".join((ROOT / "rlhf_mini" / name).read_text(encoding="utf-8") for name in ("diagnoses.py", "doctor.py"))
+    fields = {field.name for stage in (SFTOptions, RMOptions, PPOOptions) for field in dataclasses.fields(stage)}
+    assert set(re.findall(r"--(\w+)", text)) - {"run", "runs_dir"} <= fields
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "rlhf_mini.doctor.diagnose", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_what_is_not_there_yet_is_no_failure(run: Path) -> None:
+    shutil.rmtree(run / "rm")
+    result = command(run)
+    assert (result.returncode, result.stderr) == (0, "")
+    text = " ".join(result.stdout.split())
+    assert "rm: reward model" in text and "todo not there yet: run `python -m stages.rm --runs_dir" in text
+
+
+def test_a_stage_at_work_or_killed(run: Path) -> None:
+    (run / "rm").rename(run / "rm.partial")
+    (run / "rm.partial" / "stage.json").unlink()
+    with (run / "rm.partial" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 11, "lo')  # is being written
+    said = doctor(run)["rm"]
+    assert "todo finished no, it is at work or was killed: if so, run `python -m stages.rm" in said
+    assert "pass learning rate" in said and not problems(said)
+
+
+def test_the_exit_status_tells_a_failure_from_a_wrong_command(run: Path) -> None:
+    info = json.loads((run / "rm" / "stage.json").read_text(encoding="utf-8"))
+    info["metrics"]["score_std"] = 0.0
+    (run / "rm" / "stage.json").write_text(json.dumps(info), encoding="utf-8")
+    assert command(run).returncode == 1
+    mistakes = {run / "nowhere": "there is no folder", run / "rm": f"name the run's folder, {run}", "--x": "--x"}
+    for argument, sentence in mistakes.items():
+        result = command(str(argument))
+        assert result.returncode == 2 and sentence in result.stderr
+    (run / "rm" / "stage.json").write_text("{", encoding="utf-8")
+    result = command(run)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {run}/rm/stage.json is damaged") and result.stderr.count("\n") == 1
+
+
+def test_help_teaches() -> None:
+    result = command("--help")
+    assert result.returncode == 0 and "exit status is 0 if nothing failed" in result.stdout

@@ -1,0 +1,289 @@
+"""`python -m rlhf_mini.evaluation.compare`: win rates and sums by hand, and the command on tiny random checkpoints."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROMPTS
+from transformers import AutoTokenizer
+
+from rlhf_mini.core.checkpoints import load_checkpoint
+from rlhf_mini.core.console import UserError, console, printable
+from rlhf_mini.core.examples import Prompt, Response
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.rankings import Count
+from rlhf_mini.evaluation.compare import CompareOptions, compare, spread
+from rlhf_mini.evaluation.measures import (
+    BARE_TEMPLATE,
+    STAGES,
+    accuracy_and_agreement,
+    below_sft,
+    demonstrated,
+    figures,
+    headline,
+    rank_blind,
+    summarize,
+    win,
+)
+from rlhf_mini.models.sampling import encode_prompts
+
+ROOT = Path(__file__).parents[2]
+
+
+class Longest:
+    """Prefers the longer response."""
+
+    name = "longest"
+
+    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+        lengths = [len(response.text) for response in responses]
+        return [1 + sum(other > length for other in lengths) for length in lengths]
+
+
+class FirstOne(Longest):
+    """Prefers whatever comes first, as careless people do."""
+
+    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+        return list(range(1, len(responses) + 1))
+
+
+class Unable(Longest):
+    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+        raise UserError("no check")
+
+
+def said(*texts: str) -> list[Response]:
+    return [Response(text, True) for text in texts]
+
+
+def test_ranks_come_back_in_the_order_of_the_responses() -> None:
+    for seed in range(8):  # all orders come up
+        rng = random.Random(seed)
+        assert rank_blind(Longest(), {}, said("four", "one", "seven"), rng) == [2, 3, 1]
+        assert rank_blind(Longest(), {}, said("two", "six", "seven"), rng) == [2, 2, 1]
+
+
+def test_a_judge_who_goes_by_the_order_finds_nobody_better() -> None:
+    rng = random.Random(0)
+    ranks = [rank_blind(FirstOne(), {}, said("a", "b", "c"), rng) for _ in range(1500)]
+    firsts = [[rank[place] for rank in ranks].count(1) for place in range(3)]
+    assert sum(firsts) == 1500 and all(first == pytest.approx(500, abs=60) for first in firsts)
+
+
+def test_a_judge_who_cannot_judge_is_left_out() -> None:
+    assert rank_blind(Unable(), {}, said("a", "b"), random.Random(0)) == [None, None]
+
+
+def test_wins() -> None:
+    first, tied, last = ({"ranks": {"a": rank, "b": None}} for rank in (1, 1, 3))
+    assert [win(first, last, "a"), win(last, first, "a"), win(first, tied, "a")] == [1.0, 0.0, 0.5]
+    assert win(first, last, "b") is None
+
+
+def answer(gold: float | None, ranks: dict[str, int | None], **other: Any) -> dict[str, Any]:
+    parts = None if gold is None else {"task": gold, "truthful": None}
+    usual = {"response": "", "ended": True, "tokens": 4, "words": 3, "rm_score": 0.0, "kl": None}
+    return usual | {"gold": gold, "parts": parts, "ranks": ranks} | other
+
+
+ROWS = [
+    {
+        "use_case": "chat",
+        "novel": "none",
+        "stages": {
+            "base": answer(0.0, {"a": 3, "b": 3, "gold": 3}, ended=False),
+            "sft": answer(0.5, {"a": 2, "b": 1, "gold": 2}),
+            "ppo": answer(1.0, {"a": 1, "b": 1, "gold": 1}, kl=3.0, tokens=9),
+        },
+    },
+    {
+        "use_case": "extract",
+        "novel": "both",
+        "stages": {
+            "base": answer(0.25, {"a": 1, "b": 3, "gold": 2}),
+            "sft": answer(0.75, {"a": 1, "b": 1, "gold": 1}),
+            "ppo": answer(0.25, {"a": 3, "b": 2, "gold": 2}, kl=1.0, tokens=3),
+        },
+    },
+]
+
+
+def means(groups: dict[str, Any], group: str, stage: str) -> dict[str, float]:
+    return {metric: figure["mean"] for metric, figure in groups[group]["stages"][stage].items()}
+
+
+def test_sums_by_hand() -> None:
+    groups = summarize(ROWS, {"all": 4.0, "use_case/chat": 6.0})
+    assert list(groups) == ["all", "use_case/chat", "use_case/extract", "novel/none", "novel/both"]
+    assert [group["prompts"] for group in groups.values()] == [2, 1, 1, 1, 1]
+    ppo, base = means(groups, "all", "ppo"), means(groups, "all", "base")
+    assert ppo["gold"] == ppo["task"] == 0.625
+    assert math.isnan(ppo["truthful"])  # applies to none of the prompts
+    assert ppo["gold_minus_sft"] == 0.0  # +0.5 and -0.5
+    assert ppo["wins/heldout"] == 0.375  # (1 + 1/2) / 2 and 0
+    assert (ppo["wins/a"], ppo["wins/b"], ppo["wins/gold"]) == (0.5, 0.25, 0.5)
+    assert (ppo["kl"], ppo["tokens"], ppo["length_ratio"], ppo["eos"]) == (2.0, 6.0, 1.5, 1.0)
+    assert means(groups, "use_case/chat", "ppo")["length_ratio"] == 1.5  # 9 tokens over 6
+    assert means(groups, "use_case/extract", "ppo")["length_ratio"] == 0.75  # no demonstration of it: over those of all
+    assert (base["wins/heldout"], base["eos"]) == (0.125, 0.5)
+    assert math.isnan(base["kl"])
+    assert math.isnan(means(groups, "all", "sft")["wins/heldout"])
+
+
+def test_headline_and_use_cases_below_sft() -> None:
+    groups = summarize(ROWS, {"all": 4.0})
+    figures_of = headline(groups, {})
+    assert figures_of["sft_beats_base/heldout"]["mean"] == 0.875
+    assert figures_of["sft_beats_base/gold"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    low, high = (figures_of["sft_beats_base/heldout"][end] for end in ("low", "high"))
+    assert (low, high) == (0.75, 1.0)  # one prompt gives 3/4, the other 1
+    assert below_sft(groups) == ["extract"]
+
+
+def test_a_prompt_without_gold_is_left_out_of_the_mean() -> None:
+    unknown = {"stages": {name: answer(None, {"a": None, "b": None, "gold": None}) for name in STAGES}}
+    assert math.isnan(figures(unknown, "ppo")["gold_minus_sft"])
+    assert math.isnan(figures(unknown, "ppo")["wins/heldout"])
+    groups = summarize([*ROWS, unknown], {"all": 4.0})
+    assert means(groups, "all", "ppo")["gold"] == 0.625
+    assert groups["all"]["prompts"] == 3
+
+
+def test_accuracy_agreement_and_their_gap() -> None:
+    figures_of = accuracy_and_agreement([(Count(3, 4), Count(2, 2)), (Count(0, 4), Count(1, 2))])
+    assert [figures_of[f"{name}_heldout"]["mean"] for name in ("accuracy", "agreement", "gap")] == [0.375, 0.75, -0.375]
+    # Either prompt alone has a gap of -1/4 or of -1/2: drawing them with replacement gives one of the three.
+    assert (figures_of["gap_heldout"]["low"], figures_of["gap_heldout"]["high"]) == (-0.5, -0.25)
+
+
+def test_prompts_shown_are_of_different_use_cases() -> None:
+    rows = [{"use_case": use_case, "id": number} for use_case in "aaaaaaab" for number in range(5)]
+    for seed in range(5):
+        assert {row["use_case"] for row in spread(rows, 2, seed)} == {"a", "b"}
+    assert spread(rows, 4, 0) == spread(rows, 4, 0) != spread(rows, 4, 1)
+    assert len(spread(rows, 100, 0)) == len(rows)
+
+
+def test_the_base_gets_plain_text(nano_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    tokenizer.chat_template = BARE_TEMPLATE
+    prompt = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": " 3"},
+    ]
+    assert encode_prompts(tokenizer, [prompt]) == [tokenizer("One?\nTwo.\n 3\n")["input_ids"]]
+
+
+def test_length_of_demonstrations(nano_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    texts = [("chat", "ab"), ("extract", "Paris is the capital of France.")]
+    records = [
+        {"use_case": use_case, "completion": [{"role": "assistant", "content": text}]} for use_case, text in texts
+    ]
+    one, other = (len(tokenizer(text)["input_ids"]) + 1 for _, text in texts)
+    assert demonstrated(records, tokenizer) == {
+        "all": (one + other) / 2,
+        "use_case/chat": one,
+        "use_case/extract": other,
+    }
+
+
+def test_model_text_is_only_text() -> None:
+    assert printable("[bold]a[/bold]\n\x1b[2Jb") == "[bold]a[/bold]\n\N{REPLACEMENT CHARACTER}[2Jb"
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(nano_run: CompareOptions) -> CompareOptions:
+    return nano_run
+
+
+def test_the_whole_comparison(options: CompareOptions) -> None:
+    with console.capture() as printed:
+        compare(options, "the command")
+    text = printed.get()
+    assert sum(record["prompt"][0]["content"] in text for record in PROMPTS) == 3
+    for expected in ("base", "sft", "ppo", "courteous", "other", "all", "PPO beats SFT, held-out labelers"):
+        assert expected in text
+
+    rows = [json.loads(line) for line in (options.run_dir / "compare.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == [record["id"] for record in PROMPTS]
+    for row in rows:
+        base, sft, ppo = (row["stages"][name] for name in STAGES)
+        measured = {"response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks"}
+        assert measured == set(base) == set(sft) == set(ppo)
+        assert base["kl"] is None and sft["kl"] == 0.0 and ppo["kl"] != 0.0
+        assert len(ppo["ranks"]) == 4 and {*sft["ranks"].values(), *ppo["ranks"].values()} <= {1, 2, 3}
+        assert max(base["tokens"], sft["tokens"], ppo["tokens"]) <= 6
+
+    summary = json.loads((options.run_dir / "compare.json").read_text(encoding="utf-8"))
+    ppo_figures = summary["groups"]["all"]["stages"]["ppo"]
+    assert ppo_figures["kl"]["mean"] == pytest.approx(sum(row["stages"]["ppo"]["kl"] for row in rows) / 4)
+    assert ppo_figures["kl"]["low"] <= ppo_figures["kl"]["mean"] <= ppo_figures["kl"]["high"]
+    assert summary["headline"]["kl"] == ppo_figures["kl"]
+    assert {"rm/accuracy_heldout", "rm/agreement_heldout", "rm/gap_heldout"} <= set(summary["headline"])
+    provenance = summary["provenance"]
+    assert provenance["command"] == "the command"
+    assert provenance["checkpoints"]["ppo"]["sha256"] == load_checkpoint(options.run_dir / "ppo", "ppo").sha256
+    written = ["compare.json", "compare.jsonl"]
+    assert sorted(path.name for path in options.run_dir.iterdir()) == [*written, "ppo", "rm", "sft"]
+
+    before = [(options.run_dir / name).read_bytes() for name in written]
+    with console.capture():
+        compare(options, "the command")
+    assert [(options.run_dir / name).read_bytes() for name in written] == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "gold"), [("Say [b]hello[/b] :smile:", "no gold"), ("Write about a cat.", "gold 0.")]
+)
+def test_a_prompt_of_ones_own(options: CompareOptions, prompt: str, gold: str) -> None:
+    options.prompt = prompt
+    with console.capture() as printed:
+        compare(options, "")
+    assert f"user: {prompt}" in printed.get() and printed.get().count(gold) == 3
+    assert sorted(path.name for path in options.run_dir.iterdir()) == ["ppo", "rm", "sft"]
+
+
+def test_prompts_without_a_check(options: CompareOptions) -> None:
+    write_jsonl(options.split, [{"prompt": record["prompt"]} for record in PROMPTS])
+    with console.capture() as printed:
+        compare(options, "")
+    assert "no gold" in printed.get()
+    summary = json.loads((options.run_dir / "compare.json").read_text(encoding="utf-8"))
+    assert summary["headline"]["gold/ppo"] == {"mean": None, "low": None, "high": None}
+    assert summary["headline"]["kl"]["mean"] is not None
+    assert list(summary["groups"]) == ["all"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "rm", "ppo"])
+def test_a_missing_stage_is_one_sentence(options: CompareOptions, stage: str) -> None:
+    (options.run_dir / stage).rename(options.run_dir / "elsewhere")
+    with pytest.raises(UserError, match=f"there is no {stage} checkpoint in .*: run `python -m stages.{stage} "):
+        compare(options, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft: run `make sft RUN=nowhere`"),
+        (["--temperature", "-1"], "--temperature must not be negative"),
+        (["--prompt", " "], "--prompt is blank"),
+        (["--prompt", "\udcff"], "--prompt is not UTF-8"),
+        (["--promt", "a"], "unknown option --promt"),
+    ],
+)
+def test_mistakes_as_a_user_makes_them(nano_base: Path, arguments: list[str], sentence: str) -> None:
+    command = [sys.executable, "-m", "rlhf_mini.evaluation.compare", "--base", str(nano_base), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1

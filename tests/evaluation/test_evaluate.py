@@ -1,0 +1,207 @@
+"""The evaluation of a random run: what is written, and that its figures follow from the rows."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_mini.core.checkpoints import Checkpoint, finish, load_checkpoint, writing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.evaluation import evaluate, probes
+from rlhf_mini.evaluation import summary as evaluation
+from rlhf_mini.evaluation.compare import CompareOptions
+from rlhf_mini.evaluation.evaluate import EvaluateOptions
+from rlhf_mini.world.knowledge import load
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> EvaluateOptions:
+    monkeypatch.setattr(probes, "TEXTS", 10)
+    monkeypatch.setattr(probes, "SILENT", 10)
+    monkeypatch.setattr(probes, "SHOTS", 0)  # a token a letter: four would not fit
+    monkeypatch.setattr(CompareOptions, "num_rm_prompts", 2)
+    return EvaluateOptions(
+        run="r", runs_dir=nano_run.runs_dir, base=nano_run.base, split=nano_run.split, max_new_tokens=6, samples=1
+    )
+
+
+def run(options: EvaluateOptions) -> str:
+    with console.capture() as printed:
+        evaluate.evaluate(options, "the command")
+    return printed.get()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_whole_evaluation(options: EvaluateOptions) -> None:
+    text = run(options)
+    for expected in ("PPO over SFT", "held-out labelers", "Bradley-Terry", "truth on misconceptions", "few-shot facts"):
+        assert expected in text
+    run_dir = options.of_run("r").run_dir
+    summary = read(run_dir / "evaluate.json")
+    rows = [json.loads(line) for line in (run_dir / "compare.jsonl").read_text().splitlines()]
+    assert summary["prompts"] == len(rows) == 4 and summary["runs"] == ["r"]
+    assert summary["stages"]["ppo"]["gold"]["mean"] == pytest.approx(
+        np.mean([r["stages"]["ppo"]["gold"] for r in rows])
+    )
+    higher = [row["stages"]["ppo"]["rm_score"] > row["stages"]["sft"]["rm_score"] for row in rows]
+    assert summary["win_rates"]["rm"]["ppo/sft"]["mean"] == np.mean(higher)
+    assert set(summary["probes"]) == set(probes.PROBES)
+    for name, probe in summary["probes"].items():
+        assert set(probe["stages"]) == {"base", "sft", "ppo"}
+        assert (probe["prompts"] > 0) is (name != "harmful_declined")  # none of the four is harmful
+    assert summary["probes"]["misconceptions"]["prompts"] == len(load().misconceptions)
+    # An untrained model guesses: the loss is about the logarithm of the vocabulary's size.
+    assert summary["probes"]["text_loss"]["stages"]["base"]["mean"] == pytest.approx(np.log(300), abs=0.5)
+    assert summary["bradley_terry"]["gold"]["base"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert list(summary["bradley_terry"]["rm"]) == ["base", "sft", "ppo"]
+    assert summary["provenance"]["r"]["command"] == "the command"
+    assert {"base", "sft", "rm", "ppo"} == set(summary["provenance"]["r"]["checkpoints"])
+
+    before = (run_dir / "evaluate.json").read_bytes()
+    run(options)
+    assert (run_dir / "evaluate.json").read_bytes() == before
+
+
+def test_several_runs_together(options: EvaluateOptions) -> None:
+    with pytest.raises(UserError, match="r and s have the same PPO weights"):  # a copy is no second seed
+        shutil.copytree(options.of_run("r").run_dir, options.of_run("s").run_dir)
+        options.runs = "r,s"
+        run(options)
+    shutil.rmtree(options.of_run("s").run_dir)
+    another_seed(options)
+    run(options)
+    together, alone = (
+        read(Path(options.runs_dir) / "evaluate.json"),
+        read(options.of_run("s").run_dir / "evaluate.json"),
+    )
+    assert together["runs"] == ["r", "s"] and together["prompts"] == 4
+    first = read(options.of_run("r").run_dir / "evaluate.json")
+    for name in ("gold", "rm_score", "kl"):
+        mean = (first["stages"]["ppo"][name]["mean"] + alone["stages"]["ppo"][name]["mean"]) / 2
+        assert together["stages"]["ppo"][name]["mean"] == pytest.approx(mean)
+        assert together["by_run"]["s"][name] == {
+            stage: alone["stages"][stage][name] for stage in ("base", "sft", "ppo")
+        }
+    ratings = together["bradley_terry"]["gold"]
+    assert list(ratings) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
+    assert ratings["r/sft"]["mean"] == pytest.approx(ratings["s/sft"]["mean"])  # the same model and the same draws
+    assert "rm" not in together["bradley_terry"]  # each run has a reward model of its own
+
+
+def another_seed(options: EvaluateOptions, **changed: Any) -> None:
+    """A run s beside r, with the same SFT and reward model and another PPO; `changed` are its options."""
+    first, second = (options.of_run(name).run_dir for name in ("r", "s"))
+    for stage in ("sft", "rm"):
+        shutil.copytree(first / stage, second / stage)
+    ppo = load_checkpoint(first / "ppo", "ppo")
+    model = AutoModelForCausalLM.from_pretrained(first / "ppo")
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1.1)
+    parents = [Checkpoint(Path(p["path"]), p["stage"], p["sha256"], {}) for p in ppo.info["parents"]]
+    with writing(second, "ppo") as folder:
+        finish(
+            folder, stage="ppo", model=model, tokenizer=AutoTokenizer.from_pretrained(first / "ppo"),
+            options=CompareOptions(**ppo.info["options"] | changed), seed=1, metrics={}, started=0.0, parents=parents,
+        )  # fmt: skip
+    options.runs = "r,s"
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rated_side_by_side(options: EvaluateOptions) -> None:
+    another_seed(options, temperature=0.1)
+    text = run(options)
+    assert "the ppo stages differ in temperature, so the runs are rated side by side" in text
+    assert "Run by run" in text and "Win rates" not in text
+    together = read(Path(options.runs_dir) / "evaluate.json")
+    assert "stages" not in together and list(together["by_run"]) == ["r", "s"]
+    assert list(together["bradley_terry"]["gold"]) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
+    assert read(options.of_run("s").run_dir / "evaluate.json")["runs"] == ["s"]
+
+
+def test_wins_by_each_judge() -> None:
+    rows = [
+        {"stages": {"ppo": {"ranks": {"a": 1, "b": 2, "gold": 3}, "rm_score": 1.0},
+                    "sft": {"ranks": {"a": 2, "b": 2, "gold": 1}, "rm_score": 0.5}}},
+        {"stages": {"ppo": {"ranks": {"a": None, "b": None, "gold": None}, "rm_score": 1.0},
+                    "sft": {"ranks": {"a": None, "b": None, "gold": None}, "rm_score": 1.0}}},
+    ]  # fmt: skip
+    by_judge = {judge: evaluation.wins_of(rows, "ppo/sft", judge).tolist() for judge in ("gold", "heldout", "rm")}
+    assert by_judge["rm"] == [1.0, 0.5]
+    assert by_judge["gold"][0] == 0.0 and by_judge["heldout"][0] == 0.75
+    assert np.isnan(by_judge["gold"][1]) and np.isnan(by_judge["heldout"][1])
+
+
+def test_probes_ask_what_no_stage_has_seen() -> None:
+    knowledge = load()
+    sets = probes.prompts_of(knowledge, seed=0)
+    seen = {
+        json.loads(line)["prompt"][-1]["content"]
+        for name in ("demonstrations.jsonl", "prompts/rm.jsonl", "prompts/ppo.jsonl", "prompts/validation.jsonl")
+        for line in (ROOT / "data" / name).read_text(encoding="utf-8").splitlines()
+    }
+    for records in sets.values():
+        asked = [record["prompt"][0]["content"] for record in records]
+        assert len(set(asked)) == len(asked) >= 40
+        assert not seen & set(asked)
+
+
+def test_rules_of_the_probes_by_example() -> None:
+    knowledge = load()
+    sets = probes.prompts_of(knowledge, seed=0)
+    myth = next(r for r in sets["myths"] if r["check"]["myth"] == "bulls and red")
+    unknown = next(r for r in sets["unknown"] if "capital" in r["prompt"][0]["content"])
+    silent = sets["silent"][0]
+
+    def said(rules: str, record: Any, text: str) -> list[float]:
+        return [rule(record, probes.Response(text, True), knowledge) for rule in probes.RULES[rules].values()]
+
+    assert said("myths", myth, "Bulls charge at the moving cloth.") == [1]
+    assert said("myths", myth, "Bulls get angry when they see red.") == [0]
+    # Admits, invents.
+    assert said("unknown", unknown, "Sorry, I do not know that name.") == [1, 0]
+    assert said("unknown", unknown, "The capital is Paris.") == [0, 1]
+    assert said("unknown", unknown, "I am not sure. The capital is Paris.") == [1, 0]
+    assert said("unknown", unknown, "Look it up yourself.") == [0, 0]
+    assert said("silent", silent, "It is red.") == [0, 1]
+    assert said("silent", silent, "The text does not say.") == said("silent", silent, "I do not know.") == [1, 0]
+    assert said("rude/neutral", myth, "Who cares? Bulls charge at the moving cloth.") == [1]
+    assert said("rude/neutral", myth, "Gladly! Bulls charge at the moving cloth.") == [0]
+    assert probes._declines("I am sorry, but I cannot help with that.", knowledge) == 1
+    assert probes._declines("Sure, here is how.", knowledge) == 0
+
+
+def test_prompts_about_one_name_are_one_unit() -> None:
+    sets = probes.prompts_of(load(), seed=0)
+    assert len({record["name"] for record in sets["unknown"]}) == 12 and len(sets["unknown"]) == 60
+    for record in sets["silent"]:
+        assert f"{record['name']} has a" not in record["prompt"][0]["content"]
+    assert probes._shares([1, 0, 1, 1], ["a", "b", "a", "b"]).tolist() == [[2, 2], [1, 2]]
+    assert probes._shares([], []).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft: run `make sft RUN=nowhere`"),
+        (["--runs", "a,,b"], "--runs must name different runs, with commas between, not 'a,,b'"),
+        (["--samples", "0"], "--samples must be at least 1"),
+        (["--temperature", "-1"], "--temperature must not be negative"),
+    ],
+)
+def test_mistakes_as_a_user_makes_them(nano_base: Path, arguments: list[str], sentence: str) -> None:
+    command = [sys.executable, "-m", "rlhf_mini.evaluation.evaluate", "--base", str(nano_base), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1

@@ -1,0 +1,621 @@
+"""`python -m rlhf_mini.report`: figures by hand, the page as a file, and the page in a real browser."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_mini.core.checkpoints import finish, load_checkpoint, writing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.evaluation import evaluate
+from rlhf_mini.models.sampling import encode_prompts, encode_response
+from rlhf_mini.report import cost, plots
+from rlhf_mini.report import page as report
+from rlhf_mini.report.cost import Work, costs, work
+from rlhf_mini.report.page import ReportOptions, fitting, pick, script_json, summary, write_report
+from stages.ppo.options import PPOOptions
+from stages.rm.options import RMOptions
+from stages.sft.options import SFTOptions
+
+ROOT = Path(__file__).parents[2]
+EVIL = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u2028\"two\" 'one' &amp; {{ 7 * 7 }}"
+PARTS = {"task": 1.0, "truthful": None, "harmless": 1.0, "courteous": 0.0, "concise": 1.0, "ends": 1.0}
+
+
+def answer(text: str, gold: float | None, rm_score: float, **other: Any) -> dict[str, Any]:
+    usual = {"response": text, "ended": True, "tokens": 9, "words": 3, "kl": None}
+    return usual | {"gold": gold, "rm_score": rm_score, "parts": None if gold is None else PARTS} | other
+
+
+def row(number: int, use_case: str, text: str, sft: tuple[float, float], ppo: tuple[float, float]) -> dict[str, Any]:
+    """A prompt with SFT's and PPO's (gold, RM score); base has gold 0.1."""
+    stages = {
+        "base": answer("Colour?", 0.1, 0.0, ended=False),
+        "sft": answer("It is green.", *sft, kl=0.0),
+        "ppo": answer(f"It is Paris {number}.", *ppo, kl=2.5),
+    }
+    about = {"id": f"t-{number}", "use_case": use_case, "kind": "fact", "novel": "none" if number % 2 else "entity"}
+    return {**about, "prompt": [{"role": "user", "content": text}], "stages": stages}
+
+
+ROWS = [
+    row(0, "chat", "First?", (0.5, 0.0), (0.6, 1.0)),  # +0.1
+    row(1, "chat", "Second?", (0.2, 0.0), (1.0, 2.0)),  # +0.8, the best mover
+    row(2, "open_qa", "Third?", (0.9, 0.0), (0.1, 1.0)),  # -0.8, the worst; RM prefers PPO all the same
+    row(3, "open_qa", "Fourth?", (0.7, 0.0), (0.7, 1.0)),  # a tie
+    row(4, "extract", EVIL, (0.3, 1.0), (0.5, 0.5)),  # +0.2, but RM prefers SFT
+    {  # a prompt of one's own: nothing is known of it
+        "prompt": [
+            {"role": "user", "content": "One?"},
+            {"role": "assistant", "content": "Two."},
+            {"role": "user", "content": "Own?"},
+        ],
+        "stages": {
+            "base": {"response": "", "ended": False, "rm_score": 0.0, "gold": None},
+            "sft": {"response": "", "ended": False, "rm_score": 0.0, "gold": None},
+            "ppo": {"response": "Paris", "ended": True, "rm_score": 1.0, "gold": None},
+        },
+    },
+]
+ROWS[4]["stages"]["ppo"]["response"] = EVIL
+
+
+def figure(mean: float | None) -> dict[str, float | None]:
+    return {"mean": mean, "low": None if mean is None else mean - 0.02, "high": None if mean is None else mean + 0.03}
+
+
+STAGES = {
+    name: {"gold": figure(gold), "rm_score": figure(2 * gold), "kl": figure(4 * gold), "task": figure(gold),
+           "courteous": figure(1.1 * gold), "truthful": figure(None)}
+    for name, gold in (("base", 0.1), ("sft", 0.5), ("ppo", 0.8))
+}  # fmt: skip
+WINS = {judge: {pair: figure(0.8) for pair in evaluate.PAIRS} for judge in evaluate.JUDGES}
+GROUP = {"prompts": 3, "gold": {name: STAGES[name]["gold"] for name in STAGES}, "win_rate": figure(0.75)}
+EVALUATED = {
+    "format": 1, "runs": ["r"], "prompts": len(ROWS), "stages": STAGES, "win_rates": WINS, "length_controlled": WINS,
+    "bradley_terry": {"gold": {"base": {"mean": 0, "low": 0, "high": 0}, "sft": figure(400), "ppo": figure(-5)}},
+    "use_cases": {"open_qa": GROUP, EVIL: GROUP}, "novel": {"none": GROUP},
+    "probes": {"p": {"title": EVIL, "how": "Asked.", "unit": "nats", "better": "lower", "prompts": 4, "stages": {}}},
+    "by_run": {}, "provenance": {},
+}  # fmt: skip
+POINTS = [{"n": 2**k, "update": k, "kl": float(k), "proxy": figure(0.5 * k), "gold": figure(0.1 * k)} for k in range(4)]
+FIT = {"proxy": {"a": 1.0, "b": 0.1, "rmse": 0.0}, "gold": {"a": 0.2, "b": 0.1, "rmse": 0.0}}
+OVEROPT = {
+    "format": 1, "prompts": 3, "provenance": {},
+    "scenarios": [{
+        "name": "default", "title": EVIL, "what": "What it is.", "proxy_name": "RM score",
+        "recipe": POINTS[2], "best_of_n": {"points": POINTS, "fit": FIT},
+        "ppo": [{"kl_coef": 0.07, "default": True, "points": POINTS, "fit": {}}],
+    }],
+}  # fmt: skip
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def make_run(base: Path, folder: Path) -> ReportOptions:
+    """A run "r" of random models under `folder`, measured on ROWS."""
+    run_dir, data = folder / "runs" / "r", folder / "data"
+    prompts = [{"prompt": one["prompt"]} for one in ROWS[:4]]
+    write_jsonl(data / "prompts.jsonl", prompts)
+    completion = [{"role": "assistant", "content": "It is green."}]
+    write_jsonl(data / "demonstrations.jsonl", [{**one, "completion": completion} for one in prompts])
+    options = {
+        "sft": SFTOptions(demonstrations=str(data / "demonstrations.jsonl")),
+        "rm": RMOptions(),
+        "ppo": PPOOptions(prompts=str(data / "prompts.jsonl"), episodes=8),
+    }
+    metrics: dict[str, dict[str, Any]] = {
+        "sft": {"demonstrations": 4},
+        "rm": {"rankings": 3, "rankings_kept_aside": 1, "agreement/training": {"share": 0.7}},
+        "ppo": {},
+    }
+    lines = {
+        "sft": [{"step": s, "loss": 2.0 - 0.1 * s} for s in range(9)] + [{"step": s, "eval_loss": 1.5} for s in (0, 8)],
+        "rm": [{"step": s, "loss": 0.69, "accuracy": 0.5} for s in range(5)],
+        "ppo": [
+            {"step": s, "objective/scores": 0.1 * s, "objective/kl": s, "response/length": 10.0 + s,
+             "response/eos_rate": 1.0}
+            for s in (1, 2)
+        ],
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    parents = [load_checkpoint(base, "base")]
+    for seed, stage in enumerate(options):
+        torch.manual_seed(seed)
+        kind = AutoModelForSequenceClassification if stage == "rm" else AutoModelForCausalLM
+        model = kind.from_pretrained(base, **({"num_labels": 1} if stage == "rm" else {}))
+        with torch.no_grad():
+            model.transformer.wte.weight.add_(0.1 * torch.randn_like(model.transformer.wte.weight))
+        with writing(run_dir, stage) as partial:
+            write_jsonl(partial / "metrics.jsonl", lines[stage])
+            if stage == "rm":
+                ranked = {"responses": ["It is green.", "Paris"], "ranks": [1, 2]}
+                write_jsonl(partial / "rankings.jsonl", [{**one, **ranked} for one in prompts])
+            if stage == "ppo":
+                AutoModelForSequenceClassification.from_pretrained(run_dir / "rm").save_pretrained(
+                    partial / "value_model"
+                )
+            finish(
+                partial, stage=stage, model=model, tokenizer=tokenizer, options=options[stage], seed=seed,
+                metrics=metrics[stage], started=time.time() - 10, parents=parents,
+            )  # fmt: skip
+        parents = [*parents, load_checkpoint(run_dir / stage, stage)]
+    write_jsonl(run_dir / "compare.jsonl", ROWS)
+    write_json(run_dir / "evaluate.json", EVALUATED)
+    write_json(run_dir / "overopt.json", OVEROPT)
+    return ReportOptions(run="r", runs_dir=str(folder / "runs"), base=str(base), microscope_prompts=20)
+
+
+@pytest.fixture(scope="module")
+def made(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportOptions:
+    """The run whose page most tests look at, written once."""
+    options = make_run(_nano_base, tmp_path_factory.mktemp("report"))
+    with console.capture():
+        write_report(options, "the command")
+    return options
+
+
+@pytest.fixture(scope="module")
+def html(made: ReportOptions) -> str:
+    return (made.run_dir / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copy(made: ReportOptions, tmp_path: Path) -> ReportOptions:
+    """The same run, to break; without microscope, which takes the time."""
+    shutil.copytree(made.runs_dir, tmp_path / "runs")
+    return ReportOptions(run="r", runs_dir=str(tmp_path / "runs"), base=made.base, microscope_prompts=0)
+
+
+# --- figures by hand -------------------------------------------------------------------------------------------------
+
+
+def test_the_microscope_takes_the_extremes_first() -> None:
+    assert pick(ROWS, 4, seed=0)[:3] == [0, 1, 2]  # the first, the best mover, the worst, which also disagrees most
+    assert pick(ROWS, 4, seed=0) == pick(ROWS, 4, seed=0)
+    assert sorted(pick(ROWS, 99, seed=0)) == list(range(len(ROWS)))
+    assert pick(ROWS, 0, seed=0) == []
+
+
+def test_moving_and_disagreeing() -> None:
+    assert report.moved(ROWS[2]) == pytest.approx(-0.8)
+    assert report.disagreement(ROWS[2]) == pytest.approx(0.8)  # gold -0.8, RM +1
+    assert report.disagreement(ROWS[1]) == pytest.approx(-1.6)
+    assert report.moved(ROWS[5]) is None and report.disagreement(ROWS[5]) is None
+
+
+def test_flops_and_watt_hours() -> None:
+    assert Work("", 6, 100, 7.0).flops == 4200.0
+    assert cost.watt_hours(120.0, 30.0) == 1.0
+
+
+def test_what_each_stage_computed(made: ReportOptions) -> None:
+    checkpoints = {"base": load_checkpoint(made.base, "base")}
+    checkpoints |= {name: load_checkpoint(made.run_dir / name, name) for name in ("sft", "rm", "ppo")}
+    updates = report.read_lines(made.run_dir / "ppo" / "metrics.jsonl")
+
+    model = AutoModelForCausalLM.from_pretrained(made.run_dir / "sft")
+    width, vocabulary = model.config.n_embd, model.config.vocab_size
+    body = sum(p.numel() for p in model.parameters()) - width * (vocabulary + model.config.n_positions)
+    head = width * vocabulary
+    tokenizer = AutoTokenizer.from_pretrained(made.base)
+    prompts = [len(ids) for ids in encode_prompts(tokenizer, [one["prompt"] for one in ROWS[:4]])]
+    green, paris = (len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris"))
+
+    (sft,) = work("sft", checkpoints, updates)
+    assert sft.flops == 6 * (body + head) * 2 * (sum(prompts) + 4 * green)  # two epochs
+    sampling, training = work("rm", checkpoints, updates)
+    of_ranking = (2 * sum(prompts) + 4 * (green + paris)) / 4
+    assert sampling.flops == pytest.approx(2 * (body + head) * 4 * of_ranking)
+    assert training.flops == pytest.approx(6 * body * 3 * of_ranking)
+    tokens = 8 * (sum(prompts) / 4 + 11) + 8 * (sum(prompts) / 4 + 12)  # two updates of 8 episodes
+    by_head = sum(part.flops for part in work("ppo", checkpoints, updates))
+    assert by_head == pytest.approx(tokens * ((2 + 2 + 6) * (body + head) + (2 + 2 + 6) * body))
+
+    *stages, total = costs(checkpoints, updates, watts=36.0)
+    assert [cost.stage for cost in stages] == ["base", "SFT", "RM", "PPO"]
+    assert total.flops == sum(cost.flops or 0 for cost in stages[1:])
+    assert total.seconds == pytest.approx(sum(cost.seconds for cost in stages[1:]))
+    assert total.watt_hours == pytest.approx(total.seconds / 100)
+    assert total.memory == max(cost.memory for cost in stages[1:])
+
+
+def test_a_stage_whose_data_are_gone_has_no_flops(copy: ReportOptions) -> None:
+    checkpoints = {"base": load_checkpoint(copy.base, "base")}
+    checkpoints |= {name: load_checkpoint(copy.run_dir / name, name) for name in ("sft", "rm", "ppo")}
+    (copy.run_dir / "rm" / "rankings.jsonl").unlink()
+    of_rm, total = (costs(checkpoints, [], 30.0)[place] for place in (2, 4))
+    assert of_rm.flops is None and total.flops is None and total.seconds > 0
+
+
+def test_the_summary_leaves_out_what_was_not_measured() -> None:
+    first, second, third = summary({**EVALUATED, "prompts": 1200})
+    assert "On 1,200 prompts" in first and "80\N{NO-BREAK SPACE}% (78 to 83\N{NO-BREAK SPACE}%)" in first
+    assert "0.10 for the base model, 0.50 for SFT and 0.80 for PPO" in second and "from 1.00 to 1.60" in second
+    assert "“courteous” (0.55 to 0.88)" in third and "“task” (0.50 to 0.80)" in third and "3.20 nats" in third
+    assert summary({}) == []
+    assert "trained on (of the runs a, b together)" in summary({**EVALUATED, "runs": ["a", "b"]})[0]
+
+
+def test_numbers_in_words() -> None:
+    assert report.power_of_ten(3.14e12) == "3.1\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10¹²"
+    assert report.power_of_ten(9.96e12).startswith("1.0") and report.power_of_ten(None) == "–"
+    assert report.number({"mean": -0.5, "low": None, "high": None}) == "−0.50"
+    assert report.share(None) == report.share({"mean": None}) == "–"
+    assert [report.short(x, 2) for x in (1.0, 0.126, -0.0001, None, float("nan"))] == [1, 0.13, 0, None, None]
+
+
+def test_fits_of_gao_et_al() -> None:
+    assert plots.fitted_gain({"a": 3.0, "b": 0.5}, 2.0, by_ppo=False) == 2.0 * (3.0 - 1.0)
+    assert plots.fitted_gain({"a": 3.0, "b": 0.5}, 1.0, by_ppo=True) == 3.0  # log 1 = 0
+    assert plots.fitted_gain({"a": 3.0, "b": 0.5}, 0.0, by_ppo=True) == 0.0
+    points = [{"kl": 4.0, "gold": {"mean": 1.0, "low": None, "high": 2.0}}, {"kl": 1.0, "gold": {"mean": None}}]
+    measured, line = plots.optimized("gold", 0, "x", {"points": points, "fit": {"gold": {"a": 3.0, "b": 0.5}}}, False)
+    assert (measured.x, measured.y, measured.errors) == ([2.0], [1.0], [(1.0, 2.0)]) and not measured.lined
+    assert line.x[-1] == 2.0 and line.y[-1] == 4.0
+    unfitted = {"points": points[:1] * 2, "fit": {"gold": {"a": None, "b": None}}}
+    assert [series.lined for series in plots.optimized("gold", 0, "x", unfitted, False)] == [True]
+    assert plots.running_mean([1.0, 2.0, 6.0], 3) == [1.5, 3.0, 4.0]
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_json_cannot_leave_its_script_element() -> None:
+    text = script_json({EVIL: [EVIL, float("nan"), "\u2029\x00"]})
+    assert not set("<>&\u2028\u2029\x00") & set(text)
+    assert json.loads(text) == {EVIL: [EVIL, None, "\u2029\x00"]}
+
+
+def test_texts_are_escaped(html: str) -> None:
+    assert html.count("<script") == html.count("</script") == 2  # the data and the page's own
+    assert "<img" not in html and "onerror=alert(2)&gt;" in html  # EVIL as a use case, a probe and a scenario
+    assert "{{" not in html.replace("{{ 7 * 7 }}", "")
+
+
+def test_only_the_own_script_may_run_and_nothing_may_be_fetched(html: str) -> None:
+    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)[0]
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    assert "innerHTML" not in script and "outerHTML" not in script and "insertAdjacentHTML" not in script
+    fetched = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#|data:)([^"'\s>)]+)""", html)
+    assert set(fetched) <= {"x", "https://arxiv.org/abs/2210.10760", "https://arxiv.org/abs/2001.08361"}  # x is EVIL's
+
+
+def test_ids_are_unique_and_what_they_name_is_there(html: str) -> None:
+    ids = re.findall(r'<[^>]*\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', html) + re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
+
+
+def test_the_same_run_gives_the_same_bytes(copy: ReportOptions) -> None:
+    first = write_report(copy, "").read_bytes()
+    assert write_report(copy, "").read_bytes() == first
+    assert sorted(path.name for path in copy.run_dir.glob("report*")) == ["report.html"]
+
+
+def test_an_svg_takes_the_colours_of_the_page() -> None:
+    series = [plots.Series("one", [0, 1], [0, 1], smoothed=3), plots.Series("$two$ <b>", [0, 1], [1, 0.275], 1)]
+    drawn = plots.panel("name", EVIL, "x", "y", series, level=(0.275, "level"))
+    assert drawn == plots.panel("name", EVIL, "x", "y", series, level=(0.275, "level"))
+    assert "currentColor" in drawn and "var(--s1)" in drawn and "#01" not in drawn
+    assert "$two$ &lt;b&gt;" in drawn and "<script" not in drawn
+    assert 'role="img"' in drawn and "viewBox" in drawn and "<?xml" not in drawn
+
+
+def test_a_page_of_any_run_stays_small(copy: ReportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fitting(["a", "bb", "c"], 5 + 6) == ["a", "bb"]  # each with its quotes and separator
+    many = [{**ROWS[0], "id": f"t-{n}"} for n in range(9000)]
+    write_jsonl(copy.run_dir / "compare.jsonl", many)
+    path = write_report(copy, "")
+    assert path.stat().st_size < 3_000_000
+    assert re.search(r"for \d+ of the 9000 prompts", path.read_text(encoding="utf-8"))
+
+
+def test_a_reward_of_ones_own_is_told(copy: ReportOptions) -> None:
+    stage = copy.run_dir / "ppo" / "stage.json"
+    info = json.loads(stage.read_text(encoding="utf-8"))
+    stage.write_text(json.dumps(info | {"options": info["options"] | {"reward": "stages.ppo.rewards:short"}}))
+    (copy.run_dir / "overopt.json").unlink()
+    page = write_report(copy, "").read_text(encoding="utf-8")
+    assert "the reward model, which PPO did not see" in page
+    assert "its PPO was not trained on its own reward model" in page and "make overopt" not in page
+
+
+def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> None:
+    (copy.run_dir / "overopt.json").unlink()
+    page = write_report(copy, "").read_text(encoding="utf-8")
+    assert f"run `python -m rlhf_mini.evaluation.overopt --runs_dir {copy.runs_dir} --run r`" in page
+    write_json(copy.run_dir / "overopt.json", {**OVEROPT, "provenance": {"rm_sha256": "of another"}})
+    assert "Not measured for this run" in write_report(copy, "").read_text(encoding="utf-8")
+    assert report.how_to(Path("runs/seed0"), "overopt") == "run `make overopt RUN=seed0`"
+    assert report.how_to(Path("runs/default"), "overopt") == "run `make overopt`"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("evaluate.json", None, "was not evaluated yet: run `python -m rlhf_mini.evaluation.evaluate"),
+        ("compare.jsonl", None, "was not compared yet: run `python -m rlhf_mini.evaluation.compare"),
+        ("compare.jsonl", "", "was not compared yet"),
+        ("compare.jsonl", '{"prompt": []}\n', "compare.jsonl is damaged"),
+        ("compare.jsonl", "[1\n", "compare.jsonl is damaged"),
+        ("evaluate.json", "[]", "evaluate.json is damaged"),
+        ("ppo/stage.json", None, "the ppo checkpoint in .* is half-written"),
+        (
+            "evaluate.json",
+            '{"provenance": {"r": {"checkpoints": {"ppo": {"sha256": "of another"}}}}}',
+            "was evaluated before its ppo was made again: run",
+        ),
+        (
+            "compare.json",
+            '{"provenance": {"options": {"num_prompts": 20}}}',
+            "was compared anew since it was evaluated: run `python -m rlhf_mini.evaluation.evaluate",
+        ),
+    ],
+)
+def test_what_is_missing_is_one_sentence(copy: ReportOptions, file: str, content: str | None, sentence: str) -> None:
+    (copy.run_dir / "report.html").unlink()
+    if content is None:
+        (copy.run_dir / file).unlink()
+    else:
+        (copy.run_dir / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        write_report(copy, "")
+    assert not (copy.run_dir / "report.html").exists()
+
+
+def test_an_evaluation_without_figures_still_gives_a_page(copy: ReportOptions) -> None:
+    write_json(copy.run_dir / "evaluate.json", {"format": 1})
+    write_json(copy.run_dir / "overopt.json", {"format": 1, "scenarios": [{"name": "a", "best_of_n": {}, "ppo": []}]})
+    for stage in ("sft", "rm", "ppo"):
+        (copy.run_dir / stage / "metrics.jsonl").unlink()
+    assert "Learning curves" in write_report(copy, "").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft"), (["--watts", "0"], "--watts must be")],
+)
+def test_mistakes_as_a_user_makes_them(_nano_base: Path, arguments: list[str], sentence: str) -> None:
+    command = [sys.executable, "-m", "rlhf_mini.report.page", "--base", str(_nano_base), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode != 0 and sentence in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser tests")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.skip("no Chromium on this machine: no browser tests")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def address(made: ReportOptions) -> str:
+    return (made.run_dir / "report.html").resolve().as_uri()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The page, open. Whatever a test does with it: no error, no word on the console, no request, no dialog."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    faults: list[str] = []
+    requests: list[str] = []
+
+    def refuse(dialog: Any) -> None:
+        faults.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("dialog", refuse)
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    yield page
+    page.close()
+    assert faults == []
+    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} == {address}
+
+
+def shown(page: Any) -> str:
+    return page.locator("#prompt p").last.inner_text().removeprefix("user: ")
+
+
+def listed(page: Any) -> list[str]:
+    return page.locator("#near li span:first-child").all_inner_texts()
+
+
+def test_it_opens_with_the_first_prompt_side_by_side(page: Any) -> None:
+    assert shown(page) == "First?"
+    assert page.locator("#answers h3").all_inner_texts() == ["base", "SFT", "PPO\nbest by gold"]
+    assert page.locator("#answers .response").all_inner_texts() == ["Colour? (cut)", "It is green.", "It is Paris 0."]
+    assert page.locator("#place").inner_text() == f"Prompt 1 of {len(ROWS)}"
+    assert page.locator("h1").count() == 1 and "#" not in page.url
+
+
+def test_filters_narrow_the_list(page: Any) -> None:
+    page.select_option("[name=use]", "open_qa")
+    assert listed(page) == ["Third?", "Fourth?"] and shown(page) == "Third?"
+    page.check("[name=disagree]")
+    assert listed(page) == ["Third?"]
+    page.click("button[type=reset]")
+    page.locator("#near li").nth(5).wait_for()
+    page.select_option("[name=winner]", "tie")
+    assert listed(page) == ["Fourth?"]
+    page.select_option("[name=winner]", "2")
+    page.select_option("[name=novel]", "none")
+    assert listed(page) == ["Second?"]
+    page.click("button[type=reset]")
+    page.fill("[name=search]", "PARIS 3")
+    assert listed(page) == ["Fourth?"]
+    page.fill("[name=search]", "nothing like it")
+    assert "No prompt matches" in page.locator("#place").inner_text()
+    assert not page.locator("#shown").is_visible() and not page.locator("#microscope").is_visible()
+
+
+def test_movers_come_in_their_order(page: Any) -> None:
+    page.click("text=best movers")
+    assert [text[:8] for text in listed(page)] == ["Second?", EVIL[:8], "First?", "Fourth?", "Third?", "Own?"]
+    assert page.locator("#near .number").all_inner_texts() == ["+0.80", "+0.20", "+0.10", "0.00", "−0.80", "–"]
+    assert page.locator("text=best movers").get_attribute("aria-pressed") == "true"
+    page.click("text=worst movers")
+    assert listed(page)[0] == "Third?" and listed(page)[-1] == "Own?" and shown(page) == "Third?"
+    page.click("text=RM against gold")
+    assert shown(page) == "Third?"
+
+
+def test_surprise_me_never_shows_the_same_again(page: Any) -> None:
+    for _ in range(5):
+        before = shown(page)
+        page.click("#surprise")
+        assert shown(page) != before
+
+
+def test_going_on_by_button_key_and_link(page: Any, address: str) -> None:
+    page.click("#next")
+    assert shown(page) == "Second?" and page.url == f"{address}#prompt=t-1"
+    page.keyboard.press("ArrowRight")
+    assert shown(page) == "Third?"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    page.click("#previous")
+    assert shown(page) == "Own?"  # round the end
+    page.focus("[name=search]")
+    page.keyboard.press("ArrowLeft")
+    assert shown(page) == "Own?"  # in a field the arrows are the field's
+    page.goto(f"{address}#prompt=t-3")
+    assert shown(page) == "Fourth?"
+    page.reload()
+    assert shown(page) == "Fourth?" and page.evaluate("scrollY") > 0  # a link leads to the prompt
+    page.click("nav a[href='#cost']")
+    page.reload()
+    assert page.url.endswith("#cost") and shown(page) == "First?"
+
+
+def test_model_text_is_shown_as_it_is(page: Any, address: str) -> None:
+    page.goto(f"{address}#prompt=t-4")
+    text = "document.querySelector('#answers .stage2 .response').firstChild.data"
+    assert page.evaluate(text) == EVIL
+    assert page.evaluate("document.querySelector('#prompt p').lastChild.data") == EVIL
+    of_tokens = "[...document.querySelectorAll('.token')].slice(0, -1).map((token) => token.textContent).join('')"
+    bytewise = EVIL.replace("\u2028", "\N{REPLACEMENT CHARACTER}" * 3)  # no token of this tokenizer holds all of it
+    assert page.evaluate(of_tokens) == f" {bytewise}"
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 2
+
+
+def test_the_microscope_reads_out_numbers_under_the_pointer_and_by_keyboard(page: Any, made: ReportOptions) -> None:
+    data = json.loads(page.locator("#data").text_content())
+    _, tokens = data["looks"]["0"]["ppo"]
+    assert page.locator(".token").count() == len(tokens)
+    page.locator(".token").nth(3).hover()
+    assert page.locator("#token").inner_text().endswith(f"token 4 of {len(tokens)}")
+    numbers = [float(text.replace("−", "-")) for text in page.locator("#readout dd").all_inner_texts()]
+    assert numbers == pytest.approx(tokens[3][1:8], abs=0.006)
+    assert numbers[2] == pytest.approx(tokens[3][1] - tokens[3][2], abs=0.002)  # the shift
+
+    page.locator(".token[tabindex='0']").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#token").inner_text().endswith(f"token 2 of {len(tokens)}")
+    assert page.locator("[aria-selected=true]").count() == 1
+    assert "shift since SFT" in page.locator(".token").nth(1).get_attribute("aria-label")
+    page.keyboard.press("End")
+    assert "⟨end⟩" in page.evaluate("document.activeElement.textContent")
+    assert shown(page) == "First?"  # its arrow keys do not turn the pages
+
+
+def test_another_measure_colours_anew(page: Any) -> None:
+    colours = "[...document.querySelectorAll('.token')].map((token) => getComputedStyle(token).backgroundColor)"
+    seen = []
+    for measure in page.locator("[name=measure]").all():
+        measure.check()
+        seen.append(tuple(page.evaluate(colours)))
+    assert len(set(seen)) == 5
+    page.check("[name=which][value=sft]")
+    assert page.locator("#tokens").inner_text().split() == ["It", "is", "green.", "⟨end⟩"]
+    page.click("summary:has-text('All numbers')")
+    assert page.locator("#numbers tbody tr").count() == page.locator(".token").count()
+    assert page.locator("#numbers th[scope=row]").count() == page.locator(".token").count()
+
+
+def test_a_response_that_was_not_looked_at_says_so(page: Any) -> None:
+    page.fill("[name=search]", "own?")
+    page.check("[name=which][value=sft]")  # it was cut before its first token
+    assert page.locator("#no-look").is_visible() and not page.locator("#look").is_visible()
+
+
+def test_from_a_response_to_its_tokens(page: Any) -> None:
+    page.locator("#answers .stage1 button").click()
+    assert page.locator("[name=which][value=sft]").is_checked()
+    assert page.evaluate("document.activeElement.className").startswith("token")
+
+
+def test_nothing_is_wider_than_a_phone(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    for details in page.locator("summary").all():
+        details.click()
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+    lefts = page.locator(".answer").evaluate_all("(boxes) => boxes.map((box) => box.getBoundingClientRect().left)")
+    assert len(set(lefts)) == 1  # one under the other
+
+
+def test_dark_by_the_system_and_by_the_button(page: Any) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    axis = "getComputedStyle(document.querySelector('svg text')).fill"
+    light, light_text = page.evaluate(background), page.evaluate(axis)
+    page.emulate_media(color_scheme="dark")
+    dark, dark_text = page.evaluate(background), page.evaluate(axis)
+    assert (light, light_text) != (dark, dark_text) and light_text != dark_text
+    page.click("#theme")
+    assert (page.evaluate(background), page.evaluate(axis)) == (light, light_text)
+    page.click("#theme")
+    assert page.evaluate(background) == dark
+    page.emulate_media(media="print")
+    assert page.evaluate(background) == light  # paper is white
+
+
+def test_on_paper_the_prompt_stays_and_the_controls_go(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert not page.locator("#filters").is_visible() and not page.locator("#theme").is_visible()
+    assert page.locator("#prompt").is_visible() and page.locator("#tokens").is_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+    assert len(page.pdf()) > 10_000
+
+
+def test_tab_comes_to_everything_that_works(page: Any) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    visited = set()
+    name = "((at) => at.id || at.name || at.className.split(' ')[0])(document.activeElement)"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        visited.add(page.evaluate(name))
+    assert {"theme", "use", "search", "disagree", "previous", "surprise", "which", "measure", "token"} <= visited

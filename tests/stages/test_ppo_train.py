@@ -1,0 +1,570 @@
+"""PPO as a whole, on models small enough to run in seconds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise, repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_mini.core import checkpoints
+from rlhf_mini.core.checkpoints import finish, load_checkpoint
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.models import scoring
+from rlhf_mini.models.sampling import encode_prompts
+from stages.ppo import losses, rewards, train
+from stages.ppo import metrics as report
+from stages.ppo.models import Episodes, Learner, Models, batches, load
+from stages.ppo.options import PPOOptions
+
+ROOT = Path(__file__).parents[2]
+REWARD_MEAN = 0.25
+
+
+def prompt(text: str) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": text}]}
+
+
+PROMPTS = [prompt("Name a colour" + " please" * (index % 5) + "?") for index in range(24)]
+
+
+def make_rm(sft: Path, folder: Path) -> None:
+    """A reward model that was not trained: a random head whose scores differ by about 1."""
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(sft, num_labels=1)
+    torch.nn.init.normal_(model.score.weight, std=0.2)
+    model.config.reward_mean = REWARD_MEAN
+    save(folder, "rm", model, sft, [load_checkpoint(sft, "sft")])
+
+
+def save(folder: Path, stage: str, model: Any, tokenizer: Path, parents: list[checkpoints.Checkpoint]) -> None:
+    with checkpoints.writing(folder, stage) as partial:
+        finish(
+            partial,
+            stage=stage,
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+            options=PPOOptions(),
+            seed=0,
+            metrics={},
+            started=time.time(),
+            parents=parents,
+        )
+
+
+@pytest.fixture
+def runs(nano_base: Path, tmp_path: Path) -> Path:
+    """runs/nano with an sft and an rm checkpoint, and prompts beside it."""
+    runs = tmp_path / "runs"
+    save(runs / "nano", "sft", AutoModelForCausalLM.from_pretrained(nano_base), nano_base, [])
+    make_rm(runs / "nano" / "sft", runs / "nano")
+    write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    write_jsonl(
+        tmp_path / "texts.jsonl", [{"text": "Question: what colour is a kiwi? " * (n % 4 + 1)} for n in range(40)]
+    )
+    return runs
+
+
+def options_for(runs: Path, **changes: Any) -> PPOOptions:
+    prompts, texts = (str(runs.parent / name) for name in ("prompts.jsonl", "texts.jsonl"))
+    settings: dict[str, Any] = dict(
+        run="nano", runs_dir=str(runs), prompts=prompts, validation_prompts=prompts, ptx_texts=texts, updates=2,
+        episodes=8,        num_minibatches=2, max_new_tokens=8, warmup_updates=1, evaluation_prompts=8,
+        sample_every=1, temperature=1.0,
+    )  # fmt: skip
+    return PPOOptions(**settings | changes)
+
+
+def loaded(runs: Path) -> Models:
+    sft = load_checkpoint(runs / "nano" / "sft", "sft")
+    return load(sft, load_checkpoint(runs / "nano" / "rm", "rm", of=sft), options_for(runs))
+
+
+def messages(count: int) -> list[Messages]:
+    return [record["prompt"] for record in PROMPTS[:count]]
+
+
+def collect(models: Models, prompts: list[Messages], options: PPOOptions) -> Episodes:
+    return train.collect(models, prompts, options, options.kl_coef, seeded())
+
+
+def new_pass(models: Models, episodes: Episodes, temperature: float, bucket_size: int = 16) -> tuple[Any, Any]:
+    """Log-probabilities and values as `learn` computes them."""
+    inputs = (episodes.input_ids, episodes.attention_mask, episodes.response_mask)
+    logprobs, _ = scoring.response_logprobs(models.policy, *inputs, temperature, bucket_size)
+    return logprobs, scoring.response_values(models.value_model, *inputs, bucket_size)
+
+
+def no_texts() -> Iterator[Any]:
+    raise AssertionError("plain PPO reads no texts")
+    yield
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sharpen(models: Models, factor: float = 4.0) -> None:
+    """Makes the random policy decided, and the reference and itself differ."""
+    with torch.no_grad():
+        models.policy.transformer.wte.weight *= factor
+
+
+# --- the rollout -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_episodes_agree_with_the_models_own_passes(runs: Path, temperature: float) -> None:
+    """Every tensor of a rollout, computed a second time, one unpadded row after the other."""
+    models = loaded(runs)
+    sharpen(models)
+    options = options_for(
+        runs, temperature=temperature, kl_coef=0.3, missing_eos_penalty=0.7, max_new_tokens=6, gamma=0.9
+    )
+    prompts = encode_prompts(models.tokenizer, messages(8))
+    episodes = collect(models, messages(8), options)
+    eos = models.tokenizer.eos_token_id
+    reward_model = AutoModelForSequenceClassification.from_pretrained(runs / "nano" / "rm").eval()
+
+    for row, ids in enumerate(prompts):
+        length = int(episodes.response_mask[row].sum())
+        whole = episodes.input_ids[row, : int(episodes.attention_mask[row].sum())]
+        response = whole[len(ids) :]
+        assert whole[: len(ids)].tolist() == ids
+        assert len(response) == length
+        with torch.no_grad():
+            logprobs, ref_logprobs = (
+                (model(whole[None]).logits[0, len(ids) - 1 : -1] / temperature)
+                .log_softmax(-1)
+                .gather(-1, response[:, None])[:, 0]
+                for model in (models.policy, models.ref_policy)
+            )
+            score = reward_model(whole[None]).logits[0, 0] - REWARD_MEAN
+            hidden = models.value_model.transformer(whole[None]).last_hidden_state[0]
+            values = models.value_model.score(hidden)[len(ids) - 1 : -1, 0] - REWARD_MEAN
+        rewards = -0.3 * (logprobs - ref_logprobs)
+        rewards[-1] += score - (0.0 if response[-1] == eos else 0.7)
+        assert bool(episodes.ended[row]) == bool(response[-1] == eos)
+        for actual, expected in (
+            (episodes.logprobs, logprobs),
+            (episodes.ref_logprobs, ref_logprobs),
+            (episodes.values, values),
+            (episodes.rewards, rewards),
+        ):
+            torch.testing.assert_close(actual[row, :length], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(episodes.scores[row], score, atol=1e-5, rtol=0)
+
+    mask = episodes.response_mask
+    advantages, returns = losses.gae(episodes.rewards, episodes.values, mask, options.gamma, options.gae_lambda)
+    torch.testing.assert_close(episodes.returns, returns)  # taken before the whitening
+    torch.testing.assert_close(episodes.advantages, losses.masked_whiten(advantages, mask))
+    assert (episodes.logprobs - episodes.ref_logprobs)[mask].abs().max() > 0.1  # the sharpened policy does differ
+    torch.testing.assert_close(episodes.advantages[mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(episodes.advantages[mask].std(), torch.tensor(1.0), atol=1e-5, rtol=0)
+
+
+def test_the_ratio_in_the_first_minibatch_is_1(runs: Path) -> None:
+    """Kept log-probabilities (left-padded, cached, rows leaving) equal the update's (right-padded, in buckets)."""
+    models = loaded(runs)
+    sharpen(models)
+    options = options_for(runs, episodes=16, max_new_tokens=12, bucket_size=3, temperature=0.8)
+    episodes = collect(models, messages(16), options)
+    new_logprobs, new_values = new_pass(models, episodes, options.temperature, options.bucket_size)
+    ratio = torch.exp(new_logprobs - episodes.logprobs)
+    assert (ratio - 1)[episodes.response_mask].abs().max() < 1e-4
+    torch.testing.assert_close(new_values, episodes.values, atol=1e-5, rtol=0)
+    # The check can fail: another temperature, or dropout, and the ratio is far from 1.
+    other, _ = new_pass(models, episodes, 1.0)
+    assert (torch.exp(other - episodes.logprobs) - 1)[episodes.response_mask].abs().max() > 1e-2
+
+
+def test_reward_whitening_keeps_the_mean(runs: Path) -> None:
+    models = loaded(runs)
+    plain, whitened = (collect(models, messages(8), options_for(runs, whiten_rewards=on)) for on in (False, True))
+    mask = plain.response_mask
+    torch.testing.assert_close(whitened.rewards[mask].mean(), plain.rewards[mask].mean(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whitened.rewards[mask].std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def even_tokens(prompts: Sequence[Messages], responses: Sequence[Response]) -> list[float]:
+    """A reward: half the number of even tokens in a response of eight."""
+    return [sum(token % 2 == 0 for token in response.ids) / 2 for response in responses]
+
+
+def practise(models: Models, options: PPOOptions, updates: int) -> list[dict[str, float]]:
+    """PPO without the stage around it: the metrics of each rollout."""
+    learner = Learner(models, options)
+    learner.set_rates(1.0)
+    generator, history = seeded(), []
+    prompts = messages(8) * (options.episodes // 8)
+    for _ in range(updates):
+        episodes = train.collect(models, prompts, options, options.kl_coef, generator)
+        history.append(report.of_rollout(episodes, options, options.kl_coef))
+        train.learn(models, learner.optimizers, episodes, options, generator, no_texts())
+    return history
+
+
+def gradient_descent(models: Models, rate: float) -> list[torch.optim.Optimizer]:
+    """Plain, so that a step is the gradient."""
+    return [torch.optim.SGD(model.parameters(), lr=rate) for model in (models.policy, models.value_model)]
+
+
+def test_ppo_finds_a_simple_reward_and_the_kl_holds_it_back(runs: Path) -> None:
+    last = {}
+    for kl_coef in (0.02, 5.0):
+        models = loaded(runs)
+        models.reward = even_tokens
+        options = options_for(
+            runs, episodes=32, learning_rate=1e-2, value_learning_rate=1e-2, kl_coef=kl_coef, missing_eos_penalty=0.0
+        )
+        history = practise(models, options, updates=15)
+        assert history[0]["objective/scores"] < 2.5  # half of the tokens are even
+        assert history[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+        last[kl_coef] = history[-1]
+    assert last[0.02]["objective/scores"] > 3.5
+    assert last[0.02]["objective/kl"] > 2
+    assert last[0.02]["objective/kl_k3"] > 2
+    assert last[5.0]["objective/kl"] < 1
+
+
+def test_one_step_raises_what_was_good(runs: Path) -> None:
+    """The sign of the update: tokens with a positive advantage become likelier, the others less likely."""
+    models = loaded(runs)
+    options = options_for(runs, num_minibatches=1, learning_rate=1e-3)
+    episodes = collect(models, messages(8), options)
+    train.learn(models, gradient_descent(models, 0.01), episodes, options, seeded(), no_texts())
+    new_logprobs, new_values = new_pass(models, episodes, 1.0)
+    mask = episodes.response_mask
+    gain = ((new_logprobs - episodes.logprobs) * episodes.advantages)[mask].mean()
+    assert gain > 1e-4
+    before, after = ((values - episodes.returns)[mask].square().mean() for values in (episodes.values, new_values))
+    assert after < before
+
+
+def test_policy_and_value_model_do_not_share_gradients(runs: Path) -> None:
+    models = loaded(runs)
+    options = options_for(runs)
+    episodes = collect(models, messages(8), options)
+    logprobs, values = new_pass(models, episodes, 1.0)
+    logprobs.sum().backward()
+    assert all(p.grad is None for p in models.value_model.parameters())
+    assert all(p.grad is not None for p in models.policy.parameters())
+    models.policy.zero_grad()
+    values.sum().backward()
+    assert all(p.grad is None for p in models.policy.parameters())
+    assert all(p.grad is not None for p in models.value_model.parameters())
+
+
+def test_prompts_come_in_a_new_order_in_every_pass_and_can_be_skipped() -> None:
+    order = list(islice(batches(range(10), 5, seed=0, skip=0), 6))
+    passes = [order[0] + order[1], order[2] + order[3], order[4] + order[5]]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+    assert next(batches(range(10), 5, seed=0, skip=3)) == order[3]
+    assert next(batches(range(10), 5, seed=1, skip=0)) != order[0]
+
+
+def test_minibatches_are_drawn_anew_and_cover_every_episode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, options = loaded(runs), options_for(runs, num_ppo_epochs=2, num_minibatches=4)
+    episodes = collect(models, messages(8), options)
+    seen: list[list[int]] = []
+    original = Episodes.__getitem__
+
+    def select(self: Episodes, rows: torch.Tensor) -> Episodes:
+        seen.append(rows.tolist())
+        return original(self, rows)
+
+    monkeypatch.setattr(Episodes, "__getitem__", select)
+    metrics = train.learn(models, gradient_descent(models, 0.0), episodes, options, seeded(), no_texts())
+    assert [len(rows) for rows in seen] == [2] * 8
+    epochs = [sum(seen[:4], []), sum(seen[4:], [])]  # noqa: RUF017
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8))
+    assert epochs[0] != epochs[1]
+    assert metrics["policy/first_ratio_error"] < 1e-4
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_a_checkpoint_that_transformers_loads(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs / "nano" / "ppo"
+    train.train_ppo(options_for(runs))
+    sft, ppo = (AutoModelForCausalLM.from_pretrained(runs / "nano" / stage) for stage in ("sft", "ppo"))
+    assert not torch.equal(sft.transformer.wte.weight, ppo.transformer.wte.weight)  # it learned
+    value_model = AutoModelForSequenceClassification.from_pretrained(folder / "value_model")
+    assert value_model.config.num_labels == 1
+    assert value_model.config.reward_mean == REWARD_MEAN
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+    parent = load_checkpoint(folder, "ppo")
+    assert [p["stage"] for p in parent.info["parents"]] == ["sft", "rm"]
+    assert {"validation/ppo_score", "validation/sft_score", "validation/kl", "validation/ppo_eos_rate"} <= set(
+        parent.info["metrics"]
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    for name in (
+        "objective/kl", "objective/scores", "objective/rlhf_reward", "policy/entropy", "policy/approx_kl",
+        "policy/clip_fraction", "policy/ratio_mean", "policy/ratio_variance", "response/eos_rate", "response/length",
+        "value/explained_variance", "learning_rate", "episodes_per_second", "loss/policy", "loss/value",
+    ):  # fmt: skip
+        assert all(isinstance(line[name], float) for line in lines), name
+    assert all(line["policy/first_ratio_error"] < 1e-4 for line in lines)
+    assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-4)  # the first rollout is the SFT model's own
+    assert "update 2/2" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_policy(runs: Path) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        train.train_ppo(options_for(runs, seed=seed))
+        weights.append(checkpoints.sha256(runs / "nano" / "ppo" / "model.safetensors"))
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth(runs: Path) -> None:
+    train.train_ppo(options_for(runs, updates=5, warmup_updates=2, learning_rate=1e-3, evaluation_prompts=1))
+    lines = (runs / "nano" / "ppo" / "metrics.jsonl").read_text().splitlines()
+    # Half of the peak, then 0.1 + 0.9 * (1 + cos(pi * k / 4)) / 2 of it for k = 1, 2, 3, 4.
+    expected = [5e-4, 0.868198e-3, 0.55e-3, 0.231802e-3, 1e-4]
+    assert [json.loads(line)["learning_rate"] for line in lines] == pytest.approx(expected, rel=1e-4)
+
+
+def test_snapshots_are_the_policies_on_the_way(runs: Path) -> None:
+    train.train_ppo(options_for(runs, updates=4, snapshot_steps=2, save_steps=0))
+    folder = runs / "nano" / "ppo"
+    assert sorted(path.name for path in (folder / "snapshots").iterdir()) == ["0002", "0004"]
+    half, end, final = (
+        AutoModelForCausalLM.from_pretrained(path).transformer.wte.weight
+        for path in (folder / "snapshots" / "0002", folder / "snapshots" / "0004", folder)
+    )
+    assert torch.equal(end, final) and not torch.equal(half, final)
+    with pytest.raises(UserError, match="--snapshot_steps needs --save_steps 0"):
+        options_for(runs, snapshot_steps=2, save_steps=1)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def counting(prompts: list[Messages], responses: list[str]) -> list[float]:
+    """A reward that knows which response it is given."""
+    assert len(prompts) == len(responses)
+    return [float(len(response)) for response in responses]
+
+
+def broken(prompts: list[Messages], responses: list[str]) -> list[float]:
+    return [1.0]
+
+
+def infinite(prompts: list[Messages], responses: list[str]) -> list[float]:
+    return [float("inf")] * len(responses)
+
+
+def test_a_function_as_the_reward_needs_no_reward_model(runs: Path) -> None:
+    shutil.rmtree(runs / "nano" / "rm")
+    train.train_ppo(options_for(runs, reward="test_ppo_train:counting"))
+    parent = load_checkpoint(runs / "nano" / "ppo", "ppo")
+    assert [p["stage"] for p in parent.info["parents"]] == ["sft"]
+    sft = load_checkpoint(runs / "nano" / "sft", "sft")
+    models = load(sft, None, options_for(runs, reward="test_ppo_train:counting"))
+    responses = [Response("four", True), Response("", False)]
+    assert models.reward(messages(2), responses) == [4.0, 0.0]
+    for name, says in [("broken", "returned 1 numbers for 2"), ("infinite", "not finite"), ("nobody", "no function")]:
+        with pytest.raises(UserError, match=says):
+            load(sft, None, options_for(runs, reward=f"test_ppo_train:{name}")).reward(messages(2), responses)
+
+
+def test_the_examples_of_rewards() -> None:
+    texts = ["", "one two three four five", "I am happy."]
+    assert rewards.short(messages(3), texts) == [1.0, 0.75, 0.85]
+    assert rewards.please(messages(3), texts) == [0.0, 0.0, 1.0]
+
+
+def test_a_named_reward_model_may_be_of_another_sft_model(
+    runs: Path, nano_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = AutoModelForCausalLM.from_pretrained(nano_base)
+    with torch.no_grad():
+        other.transformer.wte.weight += 0.01
+    save(runs / "other", "sft", other, nano_base, [])
+    with pytest.raises(UserError, match="no rm checkpoint"):
+        train.train_ppo(options_for(runs, run="other"))
+    train.train_ppo(options_for(runs, run="other", reward=str(runs / "nano" / "rm")))
+    assert "has learned from the responses of another SFT model" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_controller_moves_the_kl_coefficient(runs: Path) -> None:
+    """From update to update by the rule, fed with the KL of whole responses; without a target it stays."""
+    settings = dict(updates=6, kl_coef=0.1, kl_horizon=16, learning_rate=1e-2)
+    train.train_ppo(options_for(runs, **settings))
+    assert {line["objective/kl_coef"] for line in read_metrics(runs / "nano" / "ppo")} == {0.1}
+    train.train_ppo(options_for(runs, **settings, kl_target=0.05))
+    lines = read_metrics(runs / "nano" / "ppo")
+    for before, after in pairwise(lines):
+        error = max(-0.2, min(0.2, before["objective/kl"] / 0.05 - 1))
+        assert after["objective/kl_coef"] == pytest.approx(before["objective/kl_coef"] * (1 + error * 8 / 16))
+    assert lines[1]["objective/kl_coef"] == pytest.approx(0.09)  # the first KL is 0
+    assert lines[-1]["objective/kl_coef"] > lines[1]["objective/kl_coef"]  # later ones are above the target
+
+
+def test_the_average_of_the_policies_is_what_is_saved(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[torch.Tensor] = []
+    learners: list[Learner] = []
+    original = report.show
+
+    def show(*args: Any) -> None:
+        weights.append(learners[0].models["policy"].transformer.wte.weight.detach().clone())
+        original(*args)
+
+    def new_learner(*args: Any) -> Learner:
+        learners.append(Learner(*args))
+        return learners[0]
+
+    monkeypatch.setattr(report, "show", show)
+    monkeypatch.setattr(train, "Learner", new_learner)
+    train.train_ppo(options_for(runs, updates=3, ema_decay=0.75, learning_rate=1e-2))
+    kept = AutoModelForCausalLM.from_pretrained(runs / "nano" / "ppo").transformer.wte.weight
+    expected = 0.75 * (0.75 * weights[0] + 0.25 * weights[1]) + 0.25 * weights[2]
+    torch.testing.assert_close(kept, expected)
+    assert not torch.allclose(kept, weights[2])
+
+
+def test_ptx_moves_the_policy_only_and_towards_the_texts(runs: Path) -> None:
+    texts = [[0, 40, 41, 42, 40, 41, 42, 0], [0, 50, 51, 0]]
+
+    def after(ptx_coef: float) -> Models:
+        models, options = loaded(runs), options_for(runs, num_minibatches=1, ptx_coef=ptx_coef)
+        episodes = collect(models, messages(8), options)
+        metrics = train.learn(models, gradient_descent(models, 0.1), episodes, options, seeded(), repeat(texts))
+        assert ("loss/ptx" in metrics) == (ptx_coef > 0)
+        return models
+
+    plain, mixed = after(0.0), after(2.0)
+    with torch.no_grad():
+        assert scoring.text_loss(mixed.policy, texts) < scoring.text_loss(plain.policy, texts) - 0.05
+    for one, other in zip(plain.value_model.parameters(), mixed.value_model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_more_inner_epochs_take_more_steps(runs: Path) -> None:
+    for epochs, minibatches in ((1, 2), (3, 2)):
+        train.train_ppo(options_for(runs, num_ppo_epochs=epochs, num_minibatches=minibatches, save_steps=1))
+    assert options_for(runs, num_ppo_epochs=3, num_minibatches=2).steps == 6
+
+
+@pytest.mark.parametrize(
+    ("bound", "says", "advice"),
+    [({"max_kl": 0.01}, "KL", "--kl_coef"), ({"min_entropy": 50.0}, "entropy", "--updates")],
+)
+def test_a_lost_policy_stops_or_warns_and_the_last_good_one_is_kept(
+    runs: Path, capsys: pytest.CaptureFixture[str], bound: dict[str, float], says: str, advice: str
+) -> None:
+    settings: dict[str, Any] = dict(updates=5, learning_rate=1e-2, **bound)
+    with pytest.raises(UserError, match=rf"the {says}.*in update \d: .*{advice}.*ppo.last_good"):
+        train.train_ppo(options_for(runs, **settings))
+    assert sorted(path.name for path in (runs / "nano").iterdir()) == ["ppo.last_good", "rm", "sft"]
+    shutil.rmtree(runs / "nano" / "ppo.last_good")
+    train.train_ppo(options_for(runs, **settings, on_collapse="warn"))
+    assert " ".join(capsys.readouterr().out.split()).count(f"ppo: warning: the {says}") == 1
+    assert {"ppo", "ppo.last_good"} < {path.name for path in (runs / "nano").iterdir()}
+    kept, last = (
+        AutoModelForCausalLM.from_pretrained(runs / "nano" / name).transformer.wte.weight
+        for name in ("ppo.last_good", "ppo")
+    )
+    assert not torch.equal(kept, last)
+    sft = AutoModelForCausalLM.from_pretrained(runs / "nano" / "sft").transformer.wte.weight
+    assert torch.equal(kept, sft)  # the KL of the first update is 0, so the second is the first to be over the bound
+
+
+def test_the_optimizer_is_the_papers(runs: Path) -> None:
+    models = loaded(runs)
+    optimizers = Learner(models, options_for(runs)).optimizers
+    for optimizer, model in zip(optimizers, (models.policy, models.value_model), strict=True):
+        assert isinstance(optimizer, torch.optim.Adam)
+        (group,) = optimizer.param_groups
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-5, 0)
+        assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+
+
+def test_nan_stops_before_the_weights_are_touched(runs: Path) -> None:
+    with pytest.raises(UserError, match=r"not (a )?finite number.* in update \d+: try a lower --learning_rate"):
+        train.train_ppo(options_for(runs, learning_rate=1e30, updates=8))
+    assert sorted(path.name for path in (runs / "nano").iterdir()) == ["ppo.last_good", "rm", "sft"]
+    kept = AutoModelForCausalLM.from_pretrained(runs / "nano" / "ppo.last_good")
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+    info = json.loads((runs / "nano" / "ppo.last_good" / "stage.json").read_text())
+    assert "not" in info["stopped"]
+
+
+def test_ctrl_c_leaves_the_earlier_checkpoint(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train.train_ppo(options_for(runs))
+    before = checkpoints.sha256(runs / "nano" / "ppo" / "stage.json")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "show", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_ppo(options_for(runs, seed=5))
+    assert sorted(path.name for path in (runs / "nano").iterdir()) == ["ppo", "rm", "sft"]
+    assert checkpoints.sha256(runs / "nano" / "ppo" / "stage.json") == before
+
+
+def test_a_reward_model_of_another_sft_model_is_refused(runs: Path, nano_base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(nano_base)
+    with torch.no_grad():
+        model.transformer.wte.weight += 0.01
+    save(runs / "nano", "sft", model, nano_base, [])
+    with pytest.raises(UserError, match="was not made from the sft"):
+        train.train_ppo(options_for(runs))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_work(runs: Path) -> None:
+    write_jsonl(runs.parent / "long.jsonl", [prompt("1" * 400)])
+    with pytest.raises(UserError, match=r"leaves .* beside max_new_tokens=8"):
+        train.train_ppo(options_for(runs, validation_prompts=str(runs.parent / "long.jsonl")))
+    assert not (runs / "nano" / "ppo").exists()
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    for changes, message in [
+        ({"episodes": 10, "num_minibatches": 4}, "multiple"),
+        ({"episodes": 4, "num_minibatches": 1}, "at least 8"),
+        ({"learning_rate": 0.0}, "--learning_rate must be greater than 0"),
+        ({"kl_coef": -0.1}, "--kl_coef must not be negative"),
+        ({"gamma": 1.1}, "--gamma must lie between 0 and 1"),
+        ({"device": "gpu"}, "cpu or auto"),
+        ({"temperature": float("nan")}, "--temperature must be greater than 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            PPOOptions(**changes)  # type: ignore[arg-type]
+
+
+def test_the_command_as_a_user_runs_it(runs: Path) -> None:
+    command = [sys.executable, "-m", "stages.ppo", "--config", str(ROOT / "stages/ppo/nano.yaml")]
+    prompts = str(runs.parent / "prompts.jsonl")
+    command += ["--runs_dir", str(runs), "--prompts", prompts, "--validation_prompts", prompts, "--updates", "2"]
+    command += ["--ptx_texts", str(runs.parent / "texts.jsonl")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "ppo: update 2/2" in result.stdout
+    assert "validation prompts score" in result.stdout
+    assert load_checkpoint(runs / "nano" / "ppo", "ppo").info["options"]["updates"] == 2

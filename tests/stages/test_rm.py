@@ -1,0 +1,253 @@
+"""The reward model's stage end to end on a tiny model. Its toy labelers like the longer response."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import Response, read_rankings
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.options import parse_options
+from rlhf_mini.core.rankings import Count
+from rlhf_mini.models.scoring import score, score_texts
+from stages.rm.agreement import summary
+from stages.rm.loss import k_wise_loss
+from stages.rm.options import RMOptions
+from stages.rm.train import KWiseCollator, KWiseTrainer, encode, rank, split_by_prompt, train_rm, with_scalar_head
+from stages.sft.options import SFTOptions
+from stages.sft.train import train_sft
+
+
+class LikesLength:
+    name = "toy"
+
+    def rank(self, record, responses):
+        return [1 + sum(len(other.text) > len(one.text) for other in responses) for one in responses]
+
+
+class CannotJudge:
+    name = "helpless"
+
+    def rank(self, record, responses):
+        raise UserError("this labeler cannot judge this prompt")
+
+
+def toy_labelers():
+    return [LikesLength(), LikesLength()]
+
+
+def helpless_labelers():
+    return [CannotJudge()]
+
+
+def prompt(number: int, **keys) -> dict:
+    return {"id": f"p-{number}", "prompt": [{"role": "user", "content": f"Say {number}"}], **keys}
+
+
+def text(rng: random.Random) -> str:
+    return " ".join(rng.choices(["it", "is", "green"], k=rng.randint(1, 9)))
+
+
+@pytest.fixture(scope="module")
+def world(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with records, and an SFT checkpoint whose responses differ in length."""
+    folder = tmp_path_factory.mktemp("rm")
+    rng = random.Random(0)
+    completions = [[{"role": "assistant", "content": text(rng)}] for _ in range(300)]
+    demonstrations = [{**prompt(n), "completion": completion} for n, completion in enumerate(completions)]
+    write_jsonl(folder / "demonstrations.jsonl", demonstrations)
+    write_jsonl(folder / "prompts.jsonl", [prompt(n, check={}) for n in range(1000, 1120)])
+    write_jsonl(folder / "foreign.jsonl", [prompt(n) for n in range(1000, 1040)])
+    write_jsonl(folder / "validation.jsonl", [prompt(n) for n in range(2000, 2030)])
+    train_sft(
+        SFTOptions(
+            base=str(_nano_base),
+            demonstrations=str(folder / "demonstrations.jsonl"),
+            runs_dir=str(folder / "runs"),
+            run="t",
+            num_train_epochs=4,
+            learning_rate=1e-2,
+            show_every=0,
+        )
+    )
+    return folder
+
+
+def options_for(world: Path, **changes) -> RMOptions:
+    toy = f"{__name__}:toy_labelers"
+    defaults = dict(
+        runs_dir=str(world / "runs"),
+        run="t",
+        prompts=str(world / "prompts.jsonl"),
+        validation=str(world / "validation.jsonl"),
+        demonstrations=str(world / "demonstrations.jsonl"),
+        labelers=toy,
+        heldout_labelers=toy,
+        gold_labeler=toy,
+        batch_size=8,
+        learning_rate=5e-3,
+        max_new_tokens=24,
+    )
+    return RMOptions(**{**defaults, **changes})
+
+
+def stage_json(world: Path, stage: str) -> dict:
+    return json.loads((world / "runs" / "t" / stage / "stage.json").read_text())
+
+
+def test_learns_the_labelers_taste(world, capsys):
+    train_rm(options_for(world))
+    info = stage_json(world, "rm")
+    metrics = info["metrics"]
+    # 30 prompts that were not trained on; chance is 50 %
+    assert metrics["accuracy/heldout"]["low"] > 0.85
+    assert metrics["accuracy/heldout"]["prompts"] > 20
+    assert metrics["agreement/training"]["share"] == 1.0  # the toy labelers are all alike
+    assert "accuracy/rankings" not in metrics  # these prompts can be judged, so no ranking is kept aside
+    assert "RM on held-out labelers" in capsys.readouterr().out
+    assert info["parents"] == [
+        {**info["parents"][0], "stage": "sft", "sha256": stage_json(world, "sft")["sha256"]["model.safetensors"]}
+    ]
+
+    rankings = read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl")
+    assert len(rankings) == metrics["rankings"] > 100
+    for ranking in rankings:
+        responses = list(zip(ranking["responses"], ranking["ended"], strict=True))
+        assert 2 <= len(set(responses)) == len(responses) <= 4
+        assert ranking["ranks"] == LikesLength().rank(ranking, [Response(*one) for one in responses])
+        assert ranking["id"].startswith("p-") and ranking["labeler"] == "toy"
+
+
+def test_the_checkpoint_loads_plainly_and_demonstrations_score_0(world):
+    train_rm(options_for(world, normalization_size=1000))
+    folder = world / "runs" / "t" / "rm"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_labels == 1 and model.config.pad_token_id == tokenizer.pad_token_id
+    lines = [json.loads(line) for line in (world / "demonstrations.jsonl").read_text().splitlines()]
+    responses = [Response(line["completion"][0]["content"], True) for line in lines]
+    scores = score_texts(model, tokenizer, [line["prompt"] for line in lines], responses)
+    assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
+    assert torch.tensor(scores).std() > 0.1
+
+    # transformers' own forward and ours read the same place; they differ by the constant
+    ids = [[5, 6, 7], [5, 6, 7, 8, 9]]
+    batch = KWiseCollator(tokenizer.pad_token_id)([{"input_ids": ids, "ranks": [1, 2]}])
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
+        torch.testing.assert_close(
+            score(model, batch["input_ids"], batch["attention_mask"]), logits - model.config.reward_mean
+        )
+
+
+def test_prompts_that_labelers_cannot_judge(world, capsys):
+    """Prompts without a check: a tenth of the rankings is kept aside, and the comparison with labelers is left out."""
+    helpless = f"{__name__}:helpless_labelers"
+    train_rm(options_for(world, prompts=str(world / "foreign.jsonl"), gold_labeler=helpless))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert metrics["rankings_kept_aside"] == 4 and metrics["accuracy/rankings"]["prompts"] == 4
+    assert "accuracy/gold" not in metrics
+    assert "cannot judge this prompt" in capsys.readouterr().out
+
+
+def test_trains_on_a_rankings_file(world):
+    rng = random.Random(1)
+    rankings = []
+    for number in range(120):  # people rank two to five responses, and like short ones here
+        responses = [Response(answer, True) for answer in {text(rng) for _ in range(rng.randint(3, 5))}]
+        if len(responses) >= 2:
+            order = [1 + sum(len(other.text) < len(one.text) for other in responses) for one in responses]
+            texts = [response.text for response in responses]
+            rankings.append({**prompt(number), "responses": texts, "ranks": order})
+    write_jsonl(world / "people.jsonl", rankings)
+    train_rm(options_for(world, rankings=str(world / "people.jsonl"), prompts="nowhere.jsonl", num_train_epochs=2))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert metrics["rankings"] + metrics["rankings_kept_aside"] == len(rankings)
+    assert metrics["accuracy/rankings"]["share"] > 0.85
+    assert metrics["accuracy/heldout"]["share"] < 0.3  # the toy labelers like the opposite
+    assert read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl") == rankings
+
+
+def test_a_batch_of_different_k_scores_as_each_prompt_alone(world, tmp_path):
+    """The collator and compute_loss against one prompt at a time, without padding."""
+    folder = world / "runs" / "t" / "sft"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = with_scalar_head(folder, seed=0).eval()
+    assert model.score.weight.std().item() == pytest.approx(33**-0.5, rel=0.5)
+    rankings = [
+        {**prompt(1), "responses": ["it is", "green", "is is is it"], "ranks": [1, 2, 3], "ended": [True, False, True]},
+        {**prompt(2222), "responses": ["it", "green green"], "ranks": [2, 1]},
+        {**prompt(3), "responses": ["tied", "also tied"], "ranks": [1, 1]},
+    ]
+    examples = encode(model, tokenizer, rankings)
+    assert [len(example["ranks"]) for example in examples] == [3, 2]  # nothing to learn from a tie
+    assert [ids[-1] == tokenizer.eos_token_id for ids in examples[0]["input_ids"]] == [True, False, True]
+    batch = KWiseCollator(tokenizer.pad_token_id)(examples)
+    loss = KWiseTrainer.compute_loss(_Bare(), model, batch)  # type: ignore[arg-type]
+    alone = []
+    for example in examples:
+        scores = torch.stack([model(torch.tensor([ids])).logits[0, 0] for ids in example["input_ids"]])[None]
+        ranks = torch.tensor([example["ranks"]])
+        alone.append(k_wise_loss(scores, ranks, torch.ones_like(ranks, dtype=torch.bool)))
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+
+
+class _Bare:
+    """What compute_loss needs of its trainer."""
+
+    def __init__(self) -> None:
+        self._metrics: dict = {"train": {"accuracy": []}}
+
+
+def test_each_prompt_has_one_labeler_drawn_by_the_seed():
+    class Named(LikesLength):
+        def __init__(self, name):
+            self.name = name
+
+    labelers = [Named("a"), Named("b"), Named("c")]
+    prompts = [prompt(n) for n in range(300)]
+    groups = [[Response("it", True), Response("is it", True)] for _ in prompts]
+    names = [ranking["labeler"] for ranking in rank(prompts, groups, labelers, seed=0)]
+    assert names == [ranking["labeler"] for ranking in rank(prompts, groups, labelers, seed=0)]
+    assert all(70 < names.count(name) < 130 for name in "abc")
+    assert rank(prompts[:1], [[Response("it", True)]], labelers, seed=0) == []
+
+
+def test_rankings_of_one_prompt_stay_on_one_side():
+    rankings = [{**prompt(n % 20), "responses": ["a", "b"], "ranks": [1, 2]} for n in range(60)]
+    train_on, measure_on = split_by_prompt(rankings, 0.1, seed=0)
+    assert len(train_on) == 54 and len(measure_on) == 6
+    assert not {r["id"] for r in train_on} & {r["id"] for r in measure_on}
+    with pytest.raises(UserError, match="all of one prompt"):
+        split_by_prompt(rankings[:1], 0.1, seed=0)
+
+
+def test_a_summary_counts_pairs_and_draws_prompts():
+    got = summary([Count(3, 4), Count(1, 4), Count(2, 4), Count(4, 4)] * 10 + [Count(0, 0)])
+    assert (got["share"], got["pairs"], got["prompts"]) == (100 / 160, 160, 40)
+    # the standard error over 40 prompts of mean 0.625 and deviation 0.28 is 0.044
+    assert got["low"] < 0.625 < got["high"] and got["high"] - got["low"] == pytest.approx(4 * 0.0442, rel=0.15)
+
+
+def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
+    with pytest.raises(UserError, match="no sft checkpoint"):
+        train_rm(options_for(world, run="nobody"))
+    with pytest.raises(UserError, match="no module nowhere"):
+        train_rm(options_for(world, labelers="nowhere:f"))
+    tied = [{**prompt(n), "responses": ["it", "is"], "ranks": [1, 1]} for n in range(5)]
+    write_jsonl(tmp_path / "tied.jsonl", tied)
+    with pytest.raises(UserError, match="nothing to learn from"):
+        train_rm(options_for(world, rankings=str(tmp_path / "tied.jsonl")))
+    long = [{**prompt(n), "responses": ["it", "zx " * 200], "ranks": [1, 2]} for n in range(5)]
+    write_jsonl(tmp_path / "long.jsonl", long)
+    with pytest.raises(UserError, match=r"begins 'Say \d' has a response .* context has 192"):
+        train_rm(options_for(world, rankings=str(tmp_path / "long.jsonl")))
+    with pytest.raises(SystemExit) as stopped:
+        parse_options(RMOptions, ["--num_responses", "1"])
+    assert stopped.value.code == 2 and "between 2 and 9" in capsys.readouterr().err
+    assert not list((world / "runs" / "t").glob("*.partial"))
+    assert parse_options(RMOptions, ["--config", "stages/rm/nano.yaml"]).num_prompts == 160
