@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
+from pydantic import NonNegativeInt
 from rich.box import SIMPLE
 from rich.table import Table
 from transformers import AutoConfig
@@ -32,7 +34,7 @@ from rlhf_mini.core.bootstrap import interval, resampled_ratios
 from rlhf_mini.core.checkpoints import load_checkpoint, versions
 from rlhf_mini.core.console import UserError, console, run, track
 from rlhf_mini.core.files import plain, replacing
-from rlhf_mini.core.options import option, parse_options
+from rlhf_mini.core.options import option, options, parse_options
 
 SIZES = [
     (1024, 1024, 1024),
@@ -41,9 +43,10 @@ SIZES = [
 ]  # of matrix products: a large one, and two of the model's
 SWEEP_EPISODES = (64, 128, 256, 512)
 SWEEP_TOKENS = (16, 32, 64, 128)
+AtLeastTwo = Annotated[int, Ge(2)]  # a spread takes two
 
 
-@dataclass
+@options
 class BenchOptions:
     """Options of `python -m benchmarks.bench`."""
 
@@ -52,16 +55,13 @@ class BenchOptions:
     prompts: str = option("data/prompts/ppo.jsonl", "Prompts of the real case.")
     trl: str = option(".trl-1.12", "Folder with TRL 1.12.0.")
     out: str = option("", "JSON file to write (default: RUNS_DIR/RUN/bench.json).")
-    rounds: int = option(10, "Updates of each side in each of the two cases.")
-    sweep_rounds: int = option(3, "The same in each case of the sweeps.")
+    rounds: AtLeastTwo = option(10, "Updates of each side in each of the two cases.")
+    sweep_rounds: AtLeastTwo = option(3, "The same in each case of the sweeps.")
     sweeps: bool = option(True, "Also measure against episodes an update and against response length.")
-    episodes: int = option(64, "Responses sampled for one update.")
-    threads: int = option(0, "Threads of each side (0: as many as there are cores).")
+    episodes: int = option(64, "Responses sampled in one update.")
+    threads: NonNegativeInt = option(0, "Threads of each side (0: as many as there are cores).")
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "sweep_rounds"):
-            if getattr(self, name) < 2:
-                raise UserError(f"--{name} must be at least 2, not {getattr(self, name)}: it takes two to spread")
         if self.episodes % Case.minibatch_size:
             raise UserError(f"--episodes must be a multiple of {Case.minibatch_size}, not {self.episodes}")
         self.threads = self.threads or os.cpu_count() or 1

@@ -16,7 +16,7 @@ from benchmarks.worker import Case
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import read_prompts
-from rlhf_mini.models import sampling
+from rlhf_mini.models.text import encode_prompts
 
 PROMPT_TOKENS = 24
 
@@ -35,7 +35,7 @@ def forbid(model: Any, token_ids: list[int]) -> None:
 
 def real(sft: Checkpoint, rm: Checkpoint, prompts_file: str, **settings: Any) -> Case:
     """The run's own checkpoints, prompts in a random order, and the lengths that its SFT model's responses have."""
-    prompts = [record["prompt"] for record in read_prompts(prompts_file)]
+    prompts = [example["prompt"] for example in read_prompts(prompts_file)]
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
     return Case(str(sft.path), str(rm.path), [prompts[index] for index in order], **settings)
 
@@ -55,9 +55,8 @@ def never_ending(sft: Checkpoint, rm: Checkpoint, folder: Path, prompts_file: st
     policy.save_pretrained(folder / "sft")
     tokenizer.save_pretrained(folder / "sft")
     AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(rm.path)).save_pretrained(folder / "rm")
-    prompts = [record["prompt"] for record in read_prompts(prompts_file)]
-    encoded = sampling.encode_prompts(tokenizer, prompts)
-    prompts = [prompt for prompt, ids in zip(prompts, encoded, strict=True) if len(ids) == PROMPT_TOKENS]
+    encoded = encode_prompts(tokenizer, [example["prompt"] for example in read_prompts(prompts_file)])
+    prompts = [prompt.messages for prompt in encoded if len(prompt.ids) == PROMPT_TOKENS]
     if not prompts:
         raise UserError(f"no prompt in {prompts_file} has {PROMPT_TOKENS} tokens: name another file by --prompts")
     return Case(str(folder / "sft"), str(folder / "rm"), prompts, **settings)

@@ -1,23 +1,24 @@
 """The worker that runs this project's PPO: `python -m benchmarks.ours CASE.json`, started by bench.py.
 
-Asked "update", it does what the loop of stages/ppo/train.py does: collect, measure, keep the weights, learn. Asked
-"sample" or "generate", it only samples responses to the same prompts, by our sampler or by transformers' own.
+Asked to "update", it does what an iteration of stages/ppo/train.py does. Asked to "sample" or "generate", it only
+samples responses to the same prompts, with our sampler or with transformers' own.
 """
 
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 
 from benchmarks.worker import Case, Line
 from rlhf_mini.core.checkpoints import Checkpoint
-from rlhf_mini.core.examples import Messages
-from rlhf_mini.models import sampling
-from rlhf_mini.training.schedule import copy_weights
-from stages.ppo import metrics as report
-from stages.ppo.models import Learner, Models, load
+from rlhf_mini.models import sampling_next as sampling
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts
+from stages.ppo import metrics
+from stages.ppo.models import Models, load_models
 from stages.ppo.options import PPOOptions
-from stages.ppo.train import collect, learn
+from stages.ppo.run import Learner
+from stages.ppo.train import kl_penalized_rewards, ppo_epochs, rollout, with_advantages
 
 
 def main() -> None:
@@ -31,50 +32,55 @@ def main() -> None:
         learning_rate=case.learning_rate,
         value_learning_rate=case.learning_rate,
     )
-    models = load(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
+    models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
     learner.set_rates(1.0)
-    sampling.encode_prompts(models.tokenizer, case.prompts)  # beforehand, as the stage does to check their lengths
-    batches = case.batches()
+    batches = case.batches(encode_prompts(models.tokenizer, case.prompts))  # encoded once, as in the stage
     line.ready()
     while True:
         request = line.wait()
         prompts = next(batches)
         started, cpu = time.perf_counter(), time.process_time()
         if request == "update":
-            episodes = collect(models, prompts, options, learner.kl_coef, learner.generator)
-            report.of_rollout(episodes, options, learner.kl_coef)
-            copy_weights(models.policy)
-            learn(models, learner.optimizers, episodes, options, learner.generator, iter(()))
-            lengths = episodes.response_mask.sum(-1)
+            lengths = update(models, learner, prompts, options)
         else:
             lengths = {"sample": sample, "generate": generate}[request](models, prompts, case)
         line.answer(
             seconds=time.perf_counter() - started,
             cpu_seconds=time.process_time() - cpu,
-            prompt_lengths=[len(ids) for ids in sampling.encode_prompts(models.tokenizer, prompts)],
-            response_lengths=lengths.tolist(),
+            prompt_lengths=[len(prompt.ids) for prompt in prompts],
+            response_lengths=lengths,
         )
 
 
-def sample(models: Models, prompts: list[Messages], case: Case) -> torch.Tensor:
-    """Responses by our sampler: their lengths (B,)."""
-    rollout = sampling.sample(
+def update(models: Models, learner: Learner, prompts: list[EncodedPrompt], options: PPOOptions) -> list[int]:
+    """An iteration, with its metrics and the copy of the weights that the stage keeps: the responses' lengths, B."""
+    trajectories = rollout(models, prompts, options, learner.generator)
+    rewards = kl_penalized_rewards(trajectories, options, learner.kl_coef)
+    batch = with_advantages(trajectories, rewards, options)
+    metrics.rollout_metrics(batch, options, learner.kl_coef)
+    deepcopy(models.policy.state_dict())
+    ppo_epochs(models, learner.optimizers, batch, options, learner.generator, iter(()))
+    return [len(ids) for ids in batch.response_ids]
+
+
+def sample(models: Models, prompts: list[EncodedPrompt], case: Case) -> list[int]:
+    """Responses by our sampler: their lengths, B."""
+    sampled = sampling.sample(
         models.policy,
-        sampling.encode_prompts(models.tokenizer, prompts),
+        [prompt.ids for prompt in prompts],
         max_new_tokens=case.max_new_tokens,
         temperature=case.temperature,
         eos_token_id=models.tokenizer.eos_token_id,
-        pad_token_id=models.tokenizer.pad_token_id,
     )
-    return rollout.response_mask.sum(-1)
+    return [len(ids) for ids in sampled.response_ids]
 
 
 @torch.no_grad()
-def generate(models: Models, prompts: list[Messages], case: Case) -> torch.Tensor:
-    """Responses by `model.generate`, from the full distribution, too: their lengths (B,)."""
-    encoded = sampling.encode_prompts(models.tokenizer, prompts)
-    padded = models.tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+def generate(models: Models, prompts: list[EncodedPrompt], case: Case) -> list[int]:
+    """Responses by `model.generate`, from the full distribution, too: their lengths, B."""
+    encoded = {"input_ids": [prompt.ids for prompt in prompts]}
+    padded = models.tokenizer.pad(encoded, padding_side="left", return_tensors="pt")
     output = models.policy.generate(
         **padded,
         max_new_tokens=case.max_new_tokens,
@@ -85,7 +91,7 @@ def generate(models: Models, prompts: list[Messages], case: Case) -> torch.Tenso
         eos_token_id=models.tokenizer.eos_token_id,
         pad_token_id=models.tokenizer.pad_token_id,
     )
-    lengths: torch.Tensor = (output[:, padded["input_ids"].shape[1] :] != models.tokenizer.pad_token_id).sum(-1)
+    lengths: list[int] = (output[:, padded["input_ids"].shape[1] :] != models.tokenizer.pad_token_id).sum(-1).tolist()
     return lengths
 
 

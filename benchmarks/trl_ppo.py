@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.worker import TRL_ON_A_CPU, Line
-from rlhf_mini.models.sampling import encode_prompts
+from rlhf_mini.models.text import encode_prompts
 from stages.ppo.options import PPOOptions
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -32,8 +32,9 @@ class Held:
 
     def __iter__(self) -> Iterator[Any]:
         self.line.ready()
-        for messages in self.line.case.batches():
-            prompts = encode_prompts(self.tokenizer, messages)  # TRL does this beforehand, so it does not count
+        case = self.line.case
+        for batch in case.batches(encode_prompts(self.tokenizer, case.prompts)):
+            prompts = [prompt.ids for prompt in batch]
             self.line.wait()
             started, cpu = time.perf_counter(), time.process_time()
             yield self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
@@ -95,7 +96,9 @@ def main() -> None:
             ref_model=ref_policy,
             reward_model=reward_model,
             value_model=value_model,
-            train_dataset=Dataset.from_dict({"input_ids": encode_prompts(tokenizer, case.prompts)}),
+            train_dataset=Dataset.from_dict(
+                {"input_ids": [prompt.ids for prompt in encode_prompts(tokenizer, case.prompts)]}
+            ),
         )
         trainer.dataloader = held
         ppo_trainer.batch_generation = held.noting_lengths(ppo_trainer.batch_generation)

@@ -7,10 +7,10 @@ asks it for one update; its answer is a line of JSON. The end of stdin ends it.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,9 @@ TRL_ON_A_CPU: dict[str, Any] = dict(
     use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
     num_sample_generations=0,
 )  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -39,10 +42,11 @@ class Case:
     learning_rate: float = 1e-7
     local_rollout_forward_batch_size: int = 0  # TRL's; 0: all episodes at once, its fastest on a CPU
 
-    def batches(self) -> Iterator[list[Messages]]:
+    def batches(self, prompts: Sequence[T]) -> Iterator[list[T]]:
+        """The prompts, as a side has encoded them, `episodes` at a time."""
         at = 0
         while True:
-            yield [self.prompts[(at + row) % len(self.prompts)] for row in range(self.episodes)]
+            yield [prompts[(at + row) % len(prompts)] for row in range(self.episodes)]
             at += self.episodes
 
     def write(self, path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_mini.core.checkpoints import load_checkpoint, finish, writing
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.core.examples import Prompt
 from rlhf_mini.core.files import write_jsonl
@@ -31,7 +31,7 @@ def _nano_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = new_model(tokenizer, options)
     prepare_for_chat(model, tokenizer)
     with writing(folder, "base") as partial:
-        finish(
+        save_checkpoint(
             partial,
             stage="base",
             model=model,
@@ -77,16 +77,16 @@ def nano_base(_nano_base: Path, tmp_path: Path) -> Path:
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
 
-def prompt_record(number: int, use_case: str, content: str, check: dict[str, Any]) -> Prompt:
+def new_prompt(number: int, use_case: str, content: str, check: dict[str, Any]) -> Prompt:
     prompt = [{"role": "user", "content": content}]
     return {"id": f"t-{number}", "use_case": use_case, "novel": "none", "prompt": prompt, "check": check}
 
 
 PROMPTS = [
-    prompt_record(1, "other", "Say the word frog twice.", {"repeat": {"word": "frog", "n": 2}, "max_words": 10}),
-    prompt_record(2, "other", "Say the word cup twice.", {"repeat": {"word": "cup", "n": 2}, "max_words": 10}),
-    prompt_record(3, "generation", "Write about a cat.", {"mention": [["cat"]], "max_words": 10}),
-    prompt_record(4, "generation", "Write about a hat.", {"mention": [["hat"]], "max_words": 10}),
+    new_prompt(1, "other", "Say the word frog twice.", {"repeat": {"word": "frog", "n": 2}, "max_words": 10}),
+    new_prompt(2, "other", "Say the word cup twice.", {"repeat": {"word": "cup", "n": 2}, "max_words": 10}),
+    new_prompt(3, "generation", "Write about a cat.", {"mention": [["cat"]], "max_words": 10}),
+    new_prompt(4, "generation", "Write about a hat.", {"mention": [["hat"]], "max_words": 10}),
 ]
 
 
@@ -114,7 +114,7 @@ def nano_run(nano_base: Path, tmp_path: Path) -> CompareOptions:
             with torch.no_grad():
                 model.transformer.wte.weight.add_(0.1 * torch.randn_like(model.transformer.wte.weight))
         with writing(run_dir, stage) as folder:
-            finish(
+            save_checkpoint(
                 folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics={},
                 started=time.time(), parents=parents,
             )  # fmt: skip

@@ -1,1 +1,1 @@
-"""A conversation with the stages in the terminal."""
+"""A chat in the terminal with base, SFT and PPO, one of them or side by side."""

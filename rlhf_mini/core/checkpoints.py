@@ -1,16 +1,17 @@
-"""Stage checkpoints on disk: written as a whole or not at all, and checked before the next stage builds on them.
+"""Stage checkpoints on disk: written completely or not at all, and verified before the next stage builds on them.
 
-    runs/<run>/<stage>/           a complete checkpoint: config.json, model.safetensors, tokenizer, stage.json, ...
-    runs/<run>/<stage>.partial/   while the stage works; metrics.jsonl grows here
-    runs/<run>/<stage>.resume.safetensors  beside it: from where a killed stage goes on (rlhf_mini/core/resume.py)
-    runs/<run>/<stage>.last_good/ what a stage saved before it stopped at a NaN; its stage.json says why in "stopped"
+    runs/<run>/<stage>/            a complete checkpoint: config.json, model.safetensors, tokenizer, stage.json, ...
+    runs/<run>/<stage>.partial/    while the stage runs; metrics.jsonl grows here
+    runs/<run>/<stage>.resume.safetensors  what a killed stage resumes from (rlhf_mini/core/resume.py)
+    runs/<run>/<stage>.last_good/  the last good weights of a stage that stopped; "stopped" in its stage.json says why
+    runs/.locks/                   locks of the checkpoints that are being written
 
-A stage uses this module like so:
+A stage uses this module as follows:
 
     sft = load_checkpoint(run_dir / "sft", "sft")
     with writing(run_dir, "rm") as folder:
         ...                                       # train; MetricsLog(folder / "metrics.jsonl")
-        finish(folder, stage="rm", model=model, ..., parents=[sft])
+        save_checkpoint(folder, stage="rm", model=model, ..., parents=[sft])
 """
 
 import dataclasses
@@ -35,13 +36,13 @@ import rlhf_mini
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import plain, sha256
 
-FORMAT = 1  # of stage.json; raise it when an older reader would go wrong
+FORMAT = 1  # of stage.json; increase it when older code would misread it
 WEIGHTS = "model.safetensors"
-LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy", "tokenizers")
+LIBRARIES = ("torch", "transformers", "numpy", "tokenizers")
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the libraries that decide what the weights become, and of this package."""
+    """Versions of Python, of this package and of the libraries that the weights depend on."""
     own = {"python": platform.python_version(), "rlhf_mini": rlhf_mini.__version__}
     return own | {name: version(name) for name in LIBRARIES}
 
@@ -51,42 +52,42 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def writing(run_dir: str | Path, stage: str) -> Iterator[Path]:
-    """Gives the folder a stage works in; it becomes `run_dir/stage` when the block ends, and only then.
+    """Yields the folder in which a stage works. It becomes `run_dir/stage` only when the block ends.
 
-    The block calls `finish` last. If it raises (Ctrl-C and a full disk too), the folder is removed and an earlier
-    checkpoint stays as it was. What a killed process left behind is cleared away by the next start.
-    UserError if another process is writing the same checkpoint.
+    The block calls `save_checkpoint` last. If it raises (Ctrl-C or a full disk, for example), the folder is removed and
+    an earlier checkpoint stays as it was. The next start cleans up after a process that was killed.
+
+    Raises:
+        UserError: another process is writing the same checkpoint.
     """
     final = Path(run_dir) / stage
     partial, replaced = _beside(final, ".partial"), _beside(final, ".replaced")
-    lock = _lock(final)  # UserError if another process holds it
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():  # its process was killed
-        shutil.rmtree(partial)
-    if replaced.exists():  # killed between the two renames below
-        shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
-    partial.mkdir()
-    try:
-        yield partial
-        if not (partial / "stage.json").is_file():
-            raise RuntimeError(f"{partial} is not finished: call finish() at the end of the writing() block")
-        _sync(partial)
-        if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        if replaced.exists() and not final.exists():
-            replaced.rename(final)
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            partial.parent.rmdir()  # a run that never got a checkpoint leaves no empty folder
-        raise
-    finally:
-        lock.release()
+    with _locked(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if partial.exists():  # its process was killed
+            shutil.rmtree(partial)
+        if replaced.exists():  # its process was killed between the two renames below
+            shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
+        partial.mkdir()
+        try:
+            yield partial
+            if not (partial / "stage.json").is_file():
+                raise RuntimeError(f"{partial} is incomplete: call save_checkpoint() at the end of the writing() block")
+            _sync(partial)
+            if final.exists():
+                final.rename(replaced)
+            partial.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
+        except BaseException:
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
+            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):
+                final.parent.rmdir()  # a run without any checkpoint leaves no empty folder
+            raise
 
 
-def finish(
+def save_checkpoint(
     folder: Path,
     *,
     stage: str,
@@ -99,11 +100,18 @@ def finish(
     parents: Sequence["Checkpoint"] = (),
     stopped: str | None = None,
 ) -> None:
-    """Saves model and tokenizer in `save_pretrained` form and then, last of all, stage.json.
+    """Saves model and tokenizer with `save_pretrained`, and then stage.json, which marks the checkpoint as complete.
 
-    `options` is the stage's dataclass, `metrics` its final figures, `started` the `time.time()` at its start, `parents`
-    what `load_checkpoint` gave, `stopped` the reason if the stage did not get to its end. `model` is the bare model, not
-    accelerate's wrapper. The sha256 sums cover every file but the *.jsonl, which people may open and edit.
+    The checksums in stage.json cover every file except *.jsonl, which people may open and edit.
+
+    Args:
+        folder: what `writing` yields.
+        model: the bare model, not accelerate's wrapper.
+        options: the stage's options, a dataclass.
+        metrics: the final metrics.
+        started: `time.time()` at the start of the stage.
+        parents: the checkpoints that the stage was built on.
+        stopped: the reason, if the stage did not reach its end.
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -124,26 +132,45 @@ def finish(
     (folder / "stage.json").write_text(json.dumps(plain(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_last_good(run_dir: str | Path, stage: str, *, reason: str, **what: Any) -> Path:
-    """Saves the weights from before a NaN as `run_dir/<stage>.last_good`, and returns that path for the error message.
+def save_last_good(
+    run_dir: str | Path,
+    stage: str,
+    *,
+    reason: str,
+    model: Any,
+    tokenizer: Any,
+    options: Any,
+    seed: int,
+    metrics: dict[str, Any],
+    started: float,
+    parents: Sequence["Checkpoint"] = (),
+) -> Path:
+    """Saves the weights from before a NaN or a collapse as `run_dir/<stage>.last_good`, with the metrics logged so far.
 
-    `what` is what `finish` takes, without `stage`; the metrics so far are copied from the stage's own folder.
+    Call it inside the stage's own `writing` block. `reason` says why the stage stopped; the other arguments are those
+    of `save_checkpoint`.
+
+    Returns:
+        The path of the checkpoint, for the error message.
     """
     with writing(run_dir, f"{stage}.last_good") as folder:
         with suppress(FileNotFoundError):
             shutil.copy(Path(run_dir) / f"{stage}.partial" / "metrics.jsonl", folder)
-        finish(folder, stage=stage, stopped=reason, **what)
+        save_checkpoint(
+            folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics=metrics,
+            started=started, parents=parents, stopped=reason,
+        )  # fmt: skip
     return Path(run_dir) / f"{stage}.last_good"
 
 
 def peak_memory_mb() -> int:
-    """The most memory this process has held so far, in megabytes."""
+    """Peak resident memory of this process, in megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 if sys.platform == "darwin" else 1 / 1024) / 1e6)  # bytes on macOS, KiB elsewhere
 
 
 def data_sha256() -> str:
-    """Of the mini world's knowledge, which decides what gold, labelers and probes say: over all files, by name."""
+    """Checksum of the mini world's knowledge (data/knowledge), on which gold scores, labelers and probes depend."""
     folder = Path(__file__).parents[2] / "data" / "knowledge"
     sums = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in sorted(folder.rglob("*.yaml"))]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
@@ -153,23 +180,24 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _lock(final: Path) -> FileLock:
-    """Locks a checkpoint for as long as this process lives or until `release`.
-
-    The lock's file stays behind, in a folder of its own beside the runs: removing it would open a race.
-    """
-    locks = final.parent.parent / ".locks"
+@contextmanager
+def _locked(final: Path) -> Iterator[None]:
+    """Locks a checkpoint against other writers until the block ends or this process dies."""
+    locks = final.parent.parent / ".locks"  # not in the run's folder, which people list
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / f"{final.parent.name}.{final.name}")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f"another process is writing {final}: wait for it, or choose another run") from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sync(folder: Path) -> None:
-    """Puts the files on the disk itself, so that not even a power cut leaves a complete name on half a file."""
+    """Flushes the files to the disk, so that after a power cut a complete name never stands for half a file."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -178,25 +206,30 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-# --- checking --------------------------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole: where it is, its stage, the sha256 of its weights, and its stage.json."""
+    """A verified checkpoint."""
 
     path: Path
     stage: str
     sha256: str
+    """Of its weights, which identifies it."""
     info: dict[str, Any]
+    """The content of its stage.json."""
 
 
 def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) -> Checkpoint:
-    """Makes sure that `path` holds a whole and unchanged checkpoint of `stage`, before any work is built on it.
+    """Verifies that `path` holds a complete, unchanged checkpoint of `stage`. Loads no weights.
 
-    With `of`, also that it was made from that very checkpoint: PPO asks `load_checkpoint(rm, "rm", of=sft)`, because a
-    reward model judges the responses of the SFT model it was trained on.
-    UserError says in one sentence what is wrong and what to run.
+    Args:
+        of: also verify that it was built on this checkpoint. PPO calls `load_checkpoint(rm, "rm", of=sft)`, because a
+            reward model is only valid for the SFT model whose responses it was trained on.
+
+    Raises:
+        UserError: it is not; the sentence says what is wrong and what to run.
     """
     path = Path(path)
     make = how_to_make(path, stage)
@@ -210,7 +243,7 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     except FileNotFoundError:
         raise UserError(f"the {stage} checkpoint in {path} is half-written (it has no stage.json): {make}") from None
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}/stage.json is not one that this project writes: {remake}") from None
+        raise UserError(f"{path}/stage.json was not written by this project: {remake}") from None
     if not known:
         raise UserError(f"{path} was written by another version of this project: {remake}")
     if found != stage:
@@ -226,14 +259,14 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
 
 
 def tool_command(run_dir: Path, tool: str) -> str:
-    """The command that measures a run, quoted; make's own if the run lies where make puts it."""
+    """The command that measures a run with `tool` (compare, evaluate, ...), in backticks; `make` where it applies."""
     if run_dir.parent != Path("runs"):
         return f"`python -m rlhf_mini.evaluation.{tool} --runs_dir {run_dir.parent} --run {run_dir.name}`"
     return f"`make {tool}`" if run_dir.name == "default" else f"`make {tool} RUN={run_dir.name}`"
 
 
 def how_to_make(path: Path, stage: str) -> str:
-    """The command that makes this checkpoint; make's own when it lies where make puts it."""
+    """Tells how to make this checkpoint: "run `make sft`", or the full command where `make` does not apply."""
     if stage == "base":
         return "run `git checkout data/base`, or `make base`"
     runs_dir, run = path.parent.parent, path.parent.name

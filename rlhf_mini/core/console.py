@@ -1,4 +1,4 @@
-"""The terminal: output, progress, and errors in one sentence."""
+"""The terminal: output, progress bars, and errors in one sentence."""
 
 import errno
 import sys
@@ -11,19 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-# Sampled text is printed as it is: "[/b]" or ":smile:" in a response is no markup. Use `style=` to colour a line.
+# Sampled text is printed verbatim: "[/b]" or ":smile:" in a response is not markup. Use `style=` to colour a line.
 console = Console(markup=False, emoji=False, highlight=False)
 
-LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal to draw a bar on
+LINE_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
 
 
 class UserError(Exception):
-    """Something the user can put right. Its text is one sentence that says what is wrong and what to do."""
+    """A problem that the user can fix. Its text is one sentence that says what is wrong and what to do."""
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
-# What a user can run into on any machine, with the words that help; other OSErrors are bugs and keep their traceback.
+# Faults of the machine that a user can fix; any other OSError is a bug and keeps its traceback.
 _SYSTEM_FAULTS = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
@@ -38,29 +38,34 @@ _SYSTEM_FAULTS = {
 
 
 def run(main: Callable[[], object]) -> None:
-    """Calls `main`; what a user can cause is told in a sentence, exit 1 (130 for Ctrl-C). A bug keeps its traceback."""
+    """Calls `main` and exits with a sentence instead of a traceback if the user can fix the error.
+
+    The exit status is 1 for a UserError or a fault of the machine such as a full disk, and 130 for Ctrl-C, whose
+    exception may carry a hint to print. Any other exception is a bug and keeps its traceback.
+    """
     try:
         main()
         return
     except UserError as fault:
         status, message = 1, f"error: {fault}"
     except KeyboardInterrupt as fault:
-        status, message = 130, "interrupted: nothing was left half-written, and earlier checkpoints are as they were"
+        status, message = 130, "interrupted: no half-written files remain, and earlier checkpoints are unchanged"
         message += f"; {fault}" if str(fault) else ""
     except Exception as fault:
         sentence = _system_fault(fault)
         if sentence is None:
             raise
         status, message = 1, f"error: {sentence}"
-    # Outside the handlers the failed frames are gone, and with them a progress bar that would draw over the message.
+    # Printed outside the handlers: by now the failed frames are gone, and with them any progress bar that would draw
+    # over the message.
     console.show_cursor()
     print(message, file=sys.stderr)
     sys.exit(status)
 
 
 def _system_fault(fault: Exception) -> str | None:
-    """The sentence for a full disk and its like, or None for anything else."""
-    # safetensors and tokenizers wrap a full disk into exceptions of their own; only the text tells.
+    """The sentence for a fault of the machine, or None for any other exception."""
+    # safetensors and tokenizers raise exceptions of their own for a full disk; only the text tells.
     full = "No space left on device" in str(fault)
     code = errno.ENOSPC if full else getattr(fault, "errno", None)
     if code not in _SYSTEM_FAULTS:
@@ -69,13 +74,15 @@ def _system_fault(fault: Exception) -> str | None:
     return f"{filename}: {_SYSTEM_FAULTS[code]}" if filename else _SYSTEM_FAULTS[code]
 
 
-# --- progress --------------------------------------------------------------------------------------------
+# --- progress --------------------------------------------------------------------------------------------------------
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Iterates with a progress bar; where there is no terminal, with a plain line each ten seconds and at the end.
+    """Iterates with a progress bar or, if the output is not a terminal, with a line every ten seconds and at the end.
 
-    `done` of the `total` lie behind already.
+    Args:
+        total: number of items, if `iterable` cannot tell or does not begin at the first.
+        done: number of items that were done before.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -100,5 +107,5 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
 
 
 def printable(text: str) -> str:
-    """A model's text without control characters that the terminal would obey."""
+    """Replaces the control characters in a model's text, which the terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""Options: a pydantic dataclass for each command, read from the command line and from `--config file.yaml`.
+"""Options: one pydantic dataclass per command, read from the command line and from `--config FILE.yaml`.
 
     @options
     class SFTOptions(RunOptions):
@@ -6,7 +6,7 @@
 
     settings = parse_options(SFTOptions, prog="python -m stages.sft", description="...")
 
-A field's annotation says which values it takes, so what is checked stands once, where the option is declared.
+The annotation of a field is also its check, so the values that an option accepts are stated once, where it is declared.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rlhf_mini.core.console import UserError
@@ -28,110 +28,133 @@ from rlhf_mini.core.validation import sentence
 T = TypeVar("T")
 
 
-def option(default: Any, text: str, **bounds: Any) -> Any:
-    """A field of an options class: its default, what --help says of it, and bounds such as `ge=0`, `lt=1`."""
-    return Field(default, description=text, **bounds)
+def option(default: Any, text: str) -> Any:
+    """A field of an options class: its default and its help text."""
+    return dataclasses.field(default=default, metadata={"description": text})
 
 
 @dataclass_transform()
 def options(cls: type[T]) -> type[T]:
-    """Makes `cls` a pydantic dataclass: values are converted to the fields' types and checked when it is made."""
-    config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)  # a run may be called 7 in a YAML file
-    return cast(type[T], dataclass(config=config)(cls))
+    """Makes `cls` a dataclass that converts its values to the fields' types and checks them.
+
+    Its constructor raises pydantic.ValidationError. Checks across fields go into `__post_init__`, which may raise
+    UserError.
+    """
+    return cast(type[T], dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls))
 
 
 @options
 class RunOptions:
-    """What every command about a run takes."""
+    """What every command that reads or writes a run takes."""
 
     run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
     runs_dir: str = option("runs", "Folder of all runs.")
-    seed: NonNegativeInt = option(0, "Seed of everything random.")
+    seed: NonNegativeInt = option(0, "Seed of all random numbers.")
 
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.run
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one sentence instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists the options)", file=sys.stderr)
-        sys.exit(2)
-
-
 def parse_options(cls: type[T], argv: Sequence[str] | None = None, prog: str | None = None, description: str = "") -> T:
-    """Reads the options class `cls` from the command line and, with `--config file.yaml`, from a file.
+    """Reads the options class `cls` from the command line and, with `--config FILE.yaml`, from a file.
 
-    The command line wins over the file, the file over the defaults. An unknown option or key, a value that its field
-    does not take, or a missing file is reported in one sentence; the exit status is then 2.
+    The command line takes precedence over the file, and the file over the defaults. An unknown option or key, a value
+    that its field does not accept, or an unreadable file ends the program with one sentence and exit status 2.
     """
-    fields: dict[str, Any] = cls.__pydantic_fields__  # type: ignore[attr-defined]
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Read options from this file; the command line wins.")
-    for name, field in fields.items():
-        default = "none" if field.default in ("", None) else field.default
-        add = dict(nargs="?", const=True) if isinstance(field.default, bool) else {}
-        parser.add_argument(
-            *dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), default=argparse.SUPPRESS,
-            metavar=name.upper(), help=f"{field.description} (default: {default})".replace("%", "%%"), **add,
-        )  # fmt: skip
-        if field.default is True:
-            parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=argparse.SUPPRESS,
-                                help=f"The same as --{name} False.")  # fmt: skip
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}")
-    given = vars(namespace)
-    config = given.pop("config", None)
-    from_file: dict[str, Any] = {}
+    parser = _parser(cls, prog, description)
     try:
-        from_file = _read_config(config, set(fields))
-        return cls(**from_file | given)
+        given, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise UserError(f"unknown option {unknown[0]}")
+        return _make(cls, **vars(given))
+    except argparse.ArgumentError as fault:  # without a value, or --no_x with one
+        name = str(fault.argument_name).partition("/")[0]
+        message = f"{name} {'takes no' if 'explicit argument' in fault.message else 'needs a'} value"
     except UserError as fault:
-        parser.error(str(fault))
+        message = str(fault)
+    print(f"error: {message} (--help lists the options)", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parser(cls: type[Any], prog: str | None, description: str) -> argparse.ArgumentParser:
+    """A parser with an argument per field. Its namespace holds only the arguments that were given, as text."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="Read options from this file; the command line takes precedence."
+    )
+    for field in dataclasses.fields(cls):
+        text = field.metadata["description"] + ("" if field.default == "" else f" (default: {field.default})")
+        text = text.replace("%", "%%")
+        flags, metavar = _spellings(field.name), field.name.upper()
+        if isinstance(field.default, bool):
+            parser.add_argument(*flags, nargs="?", const=True, metavar=metavar, help=text)
+        else:
+            parser.add_argument(*flags, metavar=metavar, help=text)
+        if field.default is True:
+            no = _spellings(f"no_{field.name}")
+            parser.add_argument(
+                *no, dest=field.name, action="store_const", const=False, help=f"The same as --{field.name} False."
+            )
+    return parser
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+def _make(cls: type[T], config: str | None = None, **given: Any) -> T:
+    """Builds the options. UserError says which value is wrong, and in which file if it is from one."""
+    from_file = {} if config is None else _read_config(config, cls)
+    try:
+        return cls(**from_file | given)
     except ValidationError as fault:
         first = fault.errors()[0]
         name = str(first["loc"][0])
-        source = f"{config}: " if name in from_file.keys() - given else ""
-        parser.error(source + sentence(first, f"--{name}"))
+        raise UserError(sentence(first, f"--{name}" if name in given else f"{config}: {name}")) from None
 
 
-def _read_config(path: str | None, names: set[str]) -> dict[str, Any]:
-    """The options in a YAML file. UserError names the file and what is wrong with it."""
-    if path is None:
-        return {}
+def _read_config(path: str, cls: type[Any]) -> dict[str, str]:
+    """The options in a YAML file, as text. UserError says what is wrong with the file."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as fault:
-        raise UserError(f"{path}: cannot be read: {fault.strerror}") from None
+        raise UserError(f"{path} cannot be read: {fault.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise UserError(f"{path}: is not valid YAML: {' '.join(str(fault).split())}") from None
-    if content is None:  # an empty file states no deviation
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(fault).split())}") from None
+    if content is None:  # an empty file changes no default
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold lines of the form `option: value`")
+        raise UserError(f"{path} must hold lines of the form `option: value`")
+    names = {field.name for field in dataclasses.fields(cls)}
     for name, value in content.items():
         if name not in names:
             raise UserError(f"{path}: unknown option {name}")
-        if value is None or isinstance(value, (dict, list)):
-            raise UserError(f"{path}: option {name} needs a value, not {value!r}")
-    return content
+        if not isinstance(value, (str, int, float)):
+            raise UserError(f"{path}: {name} needs a single value")
+    return {name: str(value) for name, value in content.items()}  # as on the command line: a run may be called 7
 
 
 def command_line(prog: str) -> str:
-    """The running command as one would type it, for the provenance of what it writes; `prog` as in --help."""
+    """The running command as one would type it, to be recorded beside its results; `prog` as in --help."""
     return shlex.join([*prog.split(), *sys.argv[1:]])
 
 
-def options_dict(settings: Any) -> dict[str, Any]:
-    """An options object as plain values by name, for stage.json and other provenance."""
-    return dataclasses.asdict(settings)
-
-
 def load_function(spec: str, what: str) -> Callable[..., Any]:
-    """The function that `spec`, "package.module:function", names. UserError, about a `what`, if there is none."""
+    """Imports the function that `spec`, "package.module:function", names.
+
+    Args:
+        what: what the function is for, such as "labelers" or "--reward"; the error message begins with it.
+
+    Raises:
+        UserError: there is no such module or function, or a module that it imports is not installed.
+    """
     module_name, colon, function_name = spec.partition(":")
     if not (module_name and colon and function_name):
         raise UserError(f"{what} {spec!r} must be given as package.module:function")
@@ -144,5 +167,5 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     except AttributeError:
         raise UserError(f"{what} {spec!r}: {module_name} has no function {function_name}") from None
     if not callable(function):
-        raise UserError(f"{what} {spec!r} is not a function: name one that is")
+        raise UserError(f"{what} {spec!r} is not a function")
     return cast(Callable[..., Any], function)

@@ -1,8 +1,8 @@
-"""What rankings say: pairs, agreement between labelers, accuracy of scores. And the labelers who make them.
+"""Rankings: the labelers who make them, the pairs in them, agreement between labelers, and accuracy of scores.
 
-Ranks are lists of one whole number a response, 1 = best, equal = tied. Everything counted here is a pair of responses
-to one prompt, because InstructGPT trains on pairs and states agreement and accuracy in them (Ouyang et al. 2022, 3.4
-and 4.1). A tie orders nothing, so tied pairs are left out of every count.
+`ranks` holds one whole number per response, 1 = best, equal = tied. All counts here are of pairs of responses to one
+prompt, because InstructGPT trains on pairs and reports agreement and accuracy on pairs (Ouyang et al. 2022, sections
+3.4 and 4.1). Tied pairs have no preferred response and are left out of every count.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from rlhf_mini.core.options import load_function
 
 @runtime_checkable
 class Labeler(Protocol):
-    """Whoever ranks responses: a simulated labeler of the mini world, a rule, a bridge to people."""
+    """Anything that ranks responses: a simulated labeler of the mini world, a rule, an interface to people."""
 
     @property
     def name(self) -> str: ...
 
     def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
-        """Ranks of `responses` to the prompt, 1 = best, equal = tied.
+        """Ranks the K `responses` to a prompt: K whole numbers, 1 = best, equal = tied.
 
         Raises:
             UserError: this labeler cannot judge this prompt.
@@ -37,10 +37,10 @@ class Labeler(Protocol):
 
 
 def load_labelers(provider: str) -> list[Labeler]:
-    """Calls the function that "package.module:function" names, which returns a list of labelers.
+    """Calls the function named by `provider`, "package.module:function", which returns a list of labelers.
 
     Raises:
-        UserError: there is no such module or function, or it returns something else.
+        UserError: there is no such function, or it returns anything else.
     """
     labelers = load_function(provider, "labelers")()
     if not isinstance(labelers, list) or not labelers or not all(isinstance(each, Labeler) for each in labelers):
@@ -53,7 +53,7 @@ def load_labelers(provider: str) -> list[Labeler]:
 
 @dataclass(frozen=True)
 class Count:
-    """How many of the pairs that could be compared came out right."""
+    """How many of the compared pairs are right."""
 
     right: float
     pairs: int
@@ -68,7 +68,7 @@ class Count:
 
 
 def pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """The comparisons that a ranking holds: (index of the better, index of the worse), ties left out.
+    """The comparisons in a ranking, without ties: (index of the preferred response, index of the other).
 
     >>> pairs([1, 3, 1])
     [(0, 1), (2, 1)]
@@ -78,7 +78,12 @@ def pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> Count:
-    """Pairs of the ranking whose better response has the higher score; equal scores are half right, as a coin is."""
+    """Counts the pairs whose preferred response has the higher score. Equal scores are half right, like a coin flip.
+
+    Args:
+        scores: (K,).
+        ranks: (K,).
+    """
     ordered = pairs(ranks)
     right = sum(
         1.0 if scores[better] > scores[worse] else 0.5 if scores[better] == scores[worse] else 0.0
@@ -88,25 +93,29 @@ def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> Count:
 
 
 def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]] | None = None) -> Count:
-    """Pairs that two labelers order alike, of those that neither of them ties, over all couples of labelers.
+    """Counts the pairs that two labelers order alike, among those that neither of them ties, over couples of labelers.
 
     Args:
-        first: one ranking a labeler, all of the same responses.
-        second: the rankings of another group. Then each couple has one labeler of each group, otherwise both are
-            from `first`.
+        first: (L, K), one ranking per labeler, all of the same K responses.
+        second: the rankings of a second group. If given, each couple has one labeler from each group; otherwise both
+            are from `first`.
     """
     couples = combinations(first, 2) if second is None else ((one, other) for one in first for other in second)
     right = total = 0
     for one, other in couples:
         for i, j in combinations(range(len(one)), 2):
-            signs = (one[i] - one[j]) * (other[i] - other[j])  # > 0 alike, < 0 contrary, 0 tied by one of them
+            signs = (one[i] - one[j]) * (other[i] - other[j])  # > 0 same order, < 0 opposite, 0 tied by a labeler
             right += signs > 0
             total += signs != 0
     return Count(right, total)
 
 
 def bootstrap_interval(counts: Sequence[Count], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the share of right pairs. `counts` has one entry a prompt: prompts are drawn, not pairs."""
+    """95 % interval of the share of right pairs: (low, high).
+
+    Args:
+        counts: one per prompt. Prompts are resampled, not pairs, as the pairs of one prompt are not independent.
+    """
     right = np.array([[count.right] for count in counts], dtype=float)  # (n, 1)
     total = np.array([[count.pairs] for count in counts], dtype=float)  # (n, 1)
     low, high = interval(resampled_ratios(right, total, seed=seed))  # (1,), (1,)

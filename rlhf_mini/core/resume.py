@@ -1,19 +1,19 @@
-"""Resume: a stage that was killed goes on from its last save when the same command is given again.
+"""Resuming: when the command of a killed stage is run again, the stage continues from its last save.
 
-    runs/<run>/<stage>.resume.safetensors   from the stage's first save until it is finished
+    runs/<run>/<stage>.resume.safetensors   exists from the stage's first save until its checkpoint is written
 
     command = command_of(options, files=[options.prompts], parents=[sft, rm])
     with Resume(run_dir, "ppo", command, started) as resume, writing(run_dir, "ppo") as folder:
-        saved = resume.load(folder)  # None: begin at the beginning
+        saved = resume.load(folder)  # None: start from the beginning
         ...
         resume.save(folder, step, {"policy": policy.state_dict(), "optimizer": optimizer_tensors(optimizer)}, {...})
         ...
-        finish(folder, ..., started=resume.started)
+        save_checkpoint(folder, ..., started=resume.started)
 
-The weights become those of an undisturbed run, bit for bit, if the stage saves all that decides what comes next:
-weights, optimizer, learning rates, generators, its place in the data. The stage's *.jsonl files are kept along.
-The file is a plain safetensors file; its metadata hold the rest as JSON. It lies outside the folder that `writing`
-clears and is replaced as a whole, so a kill at any moment leaves it as the last save or the one before made it.
+The final weights are bit-identical to those of an uninterrupted run if the stage saves everything that they depend on:
+weights, optimizer, learning rates, random generators, position in the data. The stage's *.jsonl files are saved too.
+It is a safetensors file with the rest as JSON in its metadata. It lies outside the folder that `writing` clears and is
+replaced atomically, so that whenever the process is killed, the file is either the last save or the one before it.
 """
 
 import dataclasses
@@ -34,42 +34,52 @@ from rlhf_mini.core.checkpoints import Checkpoint, versions
 from rlhf_mini.core.console import console
 from rlhf_mini.core.files import plain, replacing, sha256
 
-FORMAT = 2  # of the file; raise it when an older reader would go wrong
+FORMAT = 2  # of the file; increase it when older code would misread it
 
 Tensors = dict[str, dict[str, torch.Tensor]]  # groups such as a model's state_dict, by name
 
 
 class State(NamedTuple):
-    """What a stage saved: after which step, its tensors (on the CPU), and its plain figures."""
+    """What a stage saved."""
 
     step: int
+    """The last step that was done."""
     tensors: Tensors
+    """On the CPU."""
     state: dict[str, Any]
+    """Everything else, as JSON."""
 
 
 def command_of(options: Any, files: Sequence[str], parents: Sequence[Checkpoint]) -> dict[str, Any]:
-    """All that has to be the same for the weights to come out the same, by the names that the user reads.
+    """Everything that must stay the same for the weights to come out the same, under names that the user understands.
 
-    `options` is the stage's dataclass, `files` are those that it reads, `parents` what `load_checkpoint` gave.
+    Args:
+        options: the stage's options, a dataclass.
+        files: paths of the files that the stage reads.
+        parents: the checkpoints that the stage is built on.
     """
-    return plain(
+    command = (
         {f"--{name}": value for name, value in dataclasses.asdict(options).items()}
         | {f"the content of {path}": sha256(Path(path)) for path in files}
         | {f"the {parent.stage} in {parent.path}": parent.sha256 for parent in parents}
         | {f"the version of {name}": number for name, number in versions().items()}
-        | {"the number of threads": torch.get_num_threads()}  # it decides in which order sums are added up
+        | {"the number of threads": torch.get_num_threads()}  # it changes the order in which sums are added up
     )
+    return {name: plain(value) for name, value in command.items()}
 
 
 class Resume:
-    """The file of one stage. As a context, put before `writing`, it removes the file once the checkpoint is there."""
+    """The resume file of one stage.
+
+    Enter it as a context before `writing`, so that it removes the file once the checkpoint has been written.
+    """
 
     def __init__(self, run_dir: Path, stage: str, command: dict[str, Any], started: float) -> None:
-        """`started` is the `time.time()` at the stage's start."""
+        """`command` is from `command_of`, `started` the `time.time()` at the start of the stage."""
         self.run_dir, self.stage, self.command = run_dir, stage, command
-        self.started = started  # `load` moves it back by the time that was spent before the save
+        self.started = started  # `load` moves it back by the time spent before the save
         self.path = run_dir / f"{stage}.resume.safetensors"
-        self.step: int | None = None  # that the same command would go on after
+        self.step: int | None = None  # the step after which the same command would resume
 
     def __enter__(self) -> "Resume":
         return self
@@ -80,14 +90,21 @@ class Resume:
         if kind is None:
             self.remove()
         elif kind is KeyboardInterrupt and self.step is not None:
-            raise KeyboardInterrupt(f"the same command goes on after step {self.step}") from None
+            raise KeyboardInterrupt(f"the same command resumes after step {self.step}") from None
 
     def save(self, folder: Path, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Takes the place of the save before. `state` is plain JSON; the *.jsonl in `folder` are kept along."""
+        """Replaces the previous save.
+
+        Args:
+            folder: the stage's folder, whose *.jsonl files are saved too.
+            step: the last step that was done.
+            tensors: on any device; they are copied.
+            state: everything else, as JSON can hold it.
+        """
         files = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in folder.glob("*.jsonl")}
         groups = {**tensors, "files": {name: torch.tensor(content) for name, content in files.items()}}
         flat = {
-            f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()  # copied, as weights may be tied
+            f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()  # safetensors refuses tied weights
             for group, part in groups.items()
             for name, tensor in part.items()
         }
@@ -99,34 +116,38 @@ class Resume:
         self.step = step
 
     def load(self, folder: Path) -> State | None:
-        """The last save, if it is of this very command; its *.jsonl go back into `folder`. Says what it does."""
+        """Reads the last save and restores its *.jsonl files into `folder`.
+
+        Returns None if there is no usable save: no file, a damaged one, or one of another command. Prints what it did.
+        """
         try:
             info, tensors = self._read()
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError):
-            self._say(f"starts over, as {self.path} is damaged, or of another version of this project")
+            self._say(f"starts over because {self.path} is damaged or from another version of this project")
             return None
-        then = info["command"]
-        for name in self.command | then:
-            if self.command.get(name) != then.get(name):
-                self._say(f"starts over, as {name} is not what it was when {self.path} was written")
+        saved = info["command"]
+        for name in self.command | saved:
+            if self.command.get(name) != saved.get(name):
+                self._say(f"starts over because {name} has changed since {self.path} was written")
                 return None
         for name, content in tensors.pop("files", {}).items():
             (folder / name).write_bytes(content.numpy().tobytes())
         self.step = info["step"]
         self.started -= info["seconds"]
-        self._say(f"goes on after step {self.step} (delete {self.path} to start over)")
+        self._say(f"resumes after step {self.step} (delete {self.path} to start over)")
         return State(info["step"], tensors, info["state"])
 
     def remove(self) -> None:
+        """Removes the file: the next start is from the beginning."""
         self.path.unlink(missing_ok=True)
         self.step = None
 
     def _read(self) -> tuple[dict[str, Any], Tensors]:
         with safe_open(self.path, "pt") as file:
             metadata = file.metadata() or {}
-            flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         if metadata["format"] != str(FORMAT) or metadata["sha256"] != _digest(metadata["info"], flat):
             raise ValueError
         tensors: Tensors = {}
@@ -135,8 +156,8 @@ class Resume:
             tensors.setdefault(group, {})[rest] = tensor
         return json.loads(metadata["info"]), tensors
 
-    def _say(self, what: str) -> None:
-        console.print(f"{self.stage}: {what}", soft_wrap=True)
+    def _say(self, message: str) -> None:
+        console.print(f"{self.stage}: {message}", soft_wrap=True)
 
 
 def _digest(info: str, flat: dict[str, torch.Tensor]) -> str:
@@ -148,7 +169,7 @@ def _digest(info: str, flat: dict[str, torch.Tensor]) -> str:
 
 
 def optimizer_tensors(optimizer: Any) -> dict[str, torch.Tensor]:
-    """What Adam keeps of each parameter, and the learning rates; the rest of an optimizer comes from the options."""
+    """Adam's state of each parameter, and the learning rates; the rest of an optimizer comes from the options."""
     saved = optimizer.state_dict()
     tensors = {f"{index}.{key}": value for index, values in saved["state"].items() for key, value in values.items()}
     rates = [group["lr"] for group in saved["param_groups"]]
@@ -156,7 +177,7 @@ def optimizer_tensors(optimizer: Any) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse, for an optimizer made with the same options."""
+    """Restores what `optimizer_tensors` gave, into an optimizer that was made with the same options."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name in tensors.keys() - {"lr"}:
         index, key = name.split(".")

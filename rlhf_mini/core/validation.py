@@ -1,24 +1,43 @@
-"""What pydantic found wrong, in a sentence for the person who wrote it."""
+"""Turns a pydantic error into a sentence for the person who wrote the value."""
 
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
+# By pydantic's error type, for every type that our options and examples can raise. Names in braces are from its `ctx`.
+_SENTENCES = {
+    "missing": "is missing",
+    "value_error": "{error}",  # from a validator of our own
+    "too_short": "must hold {min_length} or more items, not {actual_length}",
+    "greater_than": "must be greater than {gt:g}, not {number}",
+    "greater_than_equal": "must be at least {ge:g}, not {number}",
+    "less_than": "must be less than {lt:g}, not {number}",
+    "less_than_equal": "must be at most {le:g}, not {number}",
+    "literal_error": "must be {expected}, not {value}",
+    "finite_number": "must be a finite number, not {number}",
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number, not {value}"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number, not {value}"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false, not {value}"),
+    "string_type": "must be text, not {value}",
+    "list_type": "must be a list [...], not {value}",
+    "dict_type": "must be an object {{...}}, not {value}",
+}
+
 
 def sentence(fault: ErrorDetails, name: str) -> str:
-    """Says what `name` must be and what it is, such as "--k must be less than or equal to 9, not 12".
+    """Says what `name` must be and what it is, such as "--k must be at most 9, not 12".
 
-    A check of our own (a ValueError) says it all by itself.
+    An error of another type keeps pydantic's message.
     """
-    if fault["type"] == "value_error":
-        return str(fault["ctx"]["error"])
-    if fault["type"] == "missing":
-        return f"{name} is missing"
-    must_be = fault["msg"].replace("Input should be", "must be").replace("should have", "must have").partition(", ")[0]
-    return f"{name} {must_be[0].lower()}{must_be[1:]}, not {shown(fault['input'])}"
+    value = fault["input"]
+    if fault["type"] not in _SENTENCES:
+        return f"{name}: {fault['msg']}"
+    context = {"value": _shown(value), "number": value, **fault.get("ctx", {})}
+    return f"{name} {_SENTENCES[fault['type']].format(**context)}".lstrip()
 
 
-def shown(value: Any, width: int = 60) -> str:
-    """A value as Python writes it, cut to a line's length."""
+def _shown(value: Any, width: int = 60) -> str:
+    """A value as Python writes it, except JSON's words true, false and null; cut to `width` characters."""
     text = repr(value)
+    text = {"True": "true", "False": "false", "None": "null"}.get(text, text)
     return text if len(text) <= width else text[: width - 3] + "..."

@@ -1,1 +1,1 @@
-"""What is wrong with a run, stage by stage, and what to try."""
+"""Checks what SFT, RM and PPO logged against known bounds, and says what to try where a check fails."""

@@ -1,6 +1,7 @@
-"""What can be wrong with a stage, judged from its figures: pure functions, figures in, a finding out.
+"""The checks: pure functions that take logged metrics and return a finding, with the bounds they hold them to.
 
-Each gives None if there are too few figures to judge by. `python -m rlhf_mini.doctor` collects the figures.
+A check returns None if there is too little to judge by. `python -m rlhf_mini.doctor` reads the metrics and prints the
+findings.
 """
 
 import math
@@ -9,29 +10,31 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any, Literal
 
-# The bounds. Behind each: what the default recipe measured for seeds 0, 1 and 2.
-OVERFIT_LOSS = 1.3  # SFT's validation loss over its training loss: 0.94 to 1.00
-COIN = 0.55  # RM accuracy hardly above a coin's 50 %: 71 to 73 % for the labelers it learned from
-ACCURACY_GAP = 0.10  # RM accuracy below the labelers' agreement: 2 to 4 points
-OVERFIT_ACCURACY = 0.10  # RM accuracy in training above that in validation: 0 to 2 points
-SCORE_SPREAD = 0.1  # standard deviation of the RM's scores: 0.89 to 1.05
-SCORE_RISE = 0.25  # rise of PPO's score, in standard deviations of the first scores: 1.8 and more
-KL_HIGH, KL_BLOWN_UP = 15.0, 30.0  # nats a response; the recipe aims at 15 at most, and measured 4.6 to 5.3
-KL_NEGATIVE = -0.05  # nats; a KL cannot be negative, and its estimate only by chance: 4.9 and more
-KL_FIRST = 0.01  # nats in the first update, whose policy is the SFT model itself: 2e-6 at most
-KL_STILL = 1e-3  # nats; a policy that never got that far from SFT has not learned: 5.6 and more
-ENTROPY_LOW, ENTROPY_COLLAPSED = 0.3, 0.1  # per token, over the first update's: 0.49 to 0.61
-EOS_LOW, EOS_GONE = 0.9, 0.5  # share of responses that end by themselves: 0.99 and more
-LONGER, SHORTER = 1.5, 1 / 3  # length over the first update's: 0.7 to 0.8
-RATIO_ERROR = 1e-3  # of the first minibatch, in any update; only rounding is left: 2e-5 at most
-EXPLAINED = 0.1  # variance explained by the values, median of the last half; a constant has 0: 0.72 and more
-STILL_DIFFER = 0.1  # scores' standard deviation over the first update's: 0.23 and more
-CLIPPED = 0.3  # share of clipped tokens, in any update: 0.02 at most
+from rlhf_mini.doctor.outputs import Comparison, Estimate
+
+# The bounds. Each comment says what is bounded and what the default recipe measured with seeds 0, 1 and 2.
+OVERFIT_LOSS = 1.3  # SFT's validation loss / training loss: 0.94 to 1.00
+MIN_ACCURACY = 0.55  # of the RM on pairs; chance is 0.5: 0.70 to 0.73 on the labelers it was trained on
+ACCURACY_GAP = 0.10  # agreement of the labelers - RM accuracy: 0.02 to 0.05
+OVERFIT_ACCURACY = 0.10  # RM accuracy in training - in validation: 0.00 to 0.02
+MIN_SCORE_STD = 0.1  # standard deviation of the RM's scores: 0.89 to 1.05
+MIN_SCORE_GAIN = 0.25  # gain of PPO's mean score, in standard deviations of the first scores: at least 1.8
+KL_HIGH, KL_BLOWN_UP = 15.0, 30.0  # nats per response; the recipe's own limit is 15: 4.3 to 5.3
+KL_NEGATIVE = -0.05  # nats; a KL is never negative, its estimate only by chance: at least 4.9
+MAX_FIRST_KL = 0.01  # nats in the first iteration, where the policy is still the SFT model: at most 2e-6
+MIN_KL_REACHED = 1e-3  # nats; a policy that stays this close to SFT has learned nothing: at least 5.6
+ENTROPY_LOW, ENTROPY_COLLAPSED = 0.3, 0.1  # entropy per token / that of the first iteration: 0.49 to 0.67
+EOS_LOW, EOS_MISSING = 0.9, 0.5  # share of responses that end with eos: at least 0.99
+MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 1 / 3, 1.5  # response length / that of the first iteration: 0.7 to 0.8
+MAX_RATIO_ERROR = 1e-3  # |ratio - 1| in the first minibatch, which only rounding explains: at most 2e-5
+MIN_EXPLAINED = 0.1  # explained variance, median of the second half; a constant value explains 0: at least 0.72
+SCORES_DIFFER = 0.1  # standard deviation of an iteration's scores / that of the first: at least 0.23
+MAX_CLIPPED = 0.3  # share of clipped tokens in any iteration: at most 0.02
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis."""
+    """The result of one check."""
 
     level: Literal["pass", "warn", "fail", "todo"]
     name: str
@@ -39,217 +42,282 @@ class Finding:
     advice: str = ""
 
 
-def verdict(name: str, figure: str, problem: str, advice: str, *, fail: bool = False, warn: bool = False) -> Finding:
-    """`problem` and `advice` are told only if there is a problem."""
+def verdict(name: str, measured: str, problem: str, advice: str, *, fail: bool = False, warn: bool = False) -> Finding:
+    """A finding whose text states what was measured and, if the check did not pass, the problem and the advice."""
     if not (fail or warn):
-        return Finding("pass", name, figure)
-    return Finding("fail" if fail else "warn", name, f"{figure}: {problem}", advice)
+        return Finding("pass", name, measured)
+    return Finding("fail" if fail else "warn", name, f"{measured}: {problem}", advice)
 
 
-def end(values: Sequence[float]) -> float:
+def final(values: Sequence[float]) -> float:
     """The mean over the last tenth."""
     return mean(values[-math.ceil(len(values) / 10) :])
 
 
-def numbers(lines: Sequence[dict[str, Any]]) -> Finding:
+# --- all stages ------------------------------------------------------------------------------------------------------
+
+
+def finished(complete: bool, stopped: str | None, remedy: str) -> Finding:
+    """`complete`: whether there is a stage.json; `stopped`: why the stage stopped early; `remedy`: how to rerun it."""
+    if stopped:
+        advice = "follow the advice of the checks that failed here; if none did, a lower --learning_rate"
+        return Finding("fail", "finished", f"stopped: {stopped}", advice)
+    if not complete:
+        return Finding("todo", "finished", f"no, it is still running or was killed; if it was killed, {remedy}")
+    return Finding("pass", "finished", "yes")
+
+
+def finite_metrics(lines: Sequence[dict[str, Any]]) -> Finding:
+    """`lines` of metrics.jsonl, which has null for NaN and infinities."""
     missing = sorted({name for line in lines for name, value in line.items() if value is None})
-    figure = f"{', '.join(missing)} not finite" if missing else f"finite in all {len(lines)} lines of metrics.jsonl"
-    problem = "NaN or infinite, so the weights may be too"
-    return verdict("numbers", figure, problem, "a lower --learning_rate", fail=bool(missing))
+    measured = f"{', '.join(missing)} not finite" if missing else f"finite in all {len(lines)} lines of metrics.jsonl"
+    problem = "NaN or infinity, so the weights may be damaged too"
+    return verdict("metrics", measured, problem, "a lower --learning_rate", fail=bool(missing))
 
 
 def learning_rate(rates: Sequence[float]) -> Finding | None:
     if len(rates) < 2:
         return None
     low, high = min(rates), max(rates)
-    schedules = "rlhf_mini/training/trainer.py, PPO's in rlhf_mini/training/schedule.py"
-    advice = f"--learning_rate is only the peak; its schedule is in {schedules}: what changed there?"
-    problem = "the learning rate never moved" + (", so nothing was learned" if high == 0 else "")
+    problem = "the learning rate never changed" + (", so nothing was learned" if high == 0 else "")
+    advice = "check the schedule in rlhf_mini/training/schedule.py; --learning_rate sets only its peak"
     return verdict("learning rate", f"{low:.2g} to {high:.2g}", problem, advice, fail=low == high)
 
 
-def loss_fell(losses: Sequence[float]) -> Finding | None:
+def same_checkpoint(stage: str, used: Sequence[str], current: str | None, remedy: str) -> Finding | None:
+    """Whether a stage was trained from the checkpoint of `stage` that is in the run now.
+
+    Args:
+        used: checksums of the weights it was trained from.
+        current: checksum of the weights in the run.
+        remedy: how to train it again.
+    """
+    if not used or current is None:
+        return None
+    same = current in used
+    measured = f"trained from this run's {stage.upper()}" if same else f"trained from another {stage.upper()}"
+    problem = "one of the two was retrained since"
+    return verdict(f"{stage.upper()} checkpoint", measured, problem, remedy, fail=not same)
+
+
+# --- SFT -------------------------------------------------------------------------------------------------------------
+
+
+def validation_loss(losses: Sequence[float]) -> Finding | None:
     if len(losses) < 2:
         return None
-    advice = "another --learning_rate, more --num_train_epochs, and a look at --demonstrations"
-    figure = f"{losses[0]:.2f} -> {losses[-1]:.2f}"
-    return verdict("validation loss", figure, "it did not fall", advice, fail=losses[-1] >= losses[0])
+    measured = f"{losses[0]:.2f} -> {losses[-1]:.2f}"
+    advice = "another --learning_rate, more --num_train_epochs; check the file that --demonstrations names"
+    return verdict("validation loss", measured, "it did not fall", advice, fail=losses[-1] >= losses[0])
 
 
 def overfitted_loss(training: Sequence[float], validation: Sequence[float]) -> Finding | None:
     if not training or len(validation) < 2:
         return None
-    figure = f"validation loss {validation[-1]:.2f}, training loss {end(training):.2f} (at most {OVERFIT_LOSS} times)"
+    ratio = f"(at most {OVERFIT_LOSS} times that)"
+    measured = f"training loss {final(training):.2f}, validation loss {validation[-1]:.2f} {ratio}"
     advice = "fewer --num_train_epochs, some --dropout, or more demonstrations"
-    bad = validation[-1] > OVERFIT_LOSS * end(training)
-    return verdict("overfitting", figure, "it learns the demonstrations by heart", advice, warn=bad)
+    overfits = validation[-1] > OVERFIT_LOSS * final(training)
+    return verdict("overfitting", measured, "it overfits the demonstrations", advice, warn=overfits)
 
 
-def accuracy(of_rm: dict[str, float] | None, labelers: dict[str, float] | None) -> Finding | None:
-    """`of_rm` and `labelers`, among themselves, are shares of pairs as the RM stage writes them."""
-    if not of_rm or of_rm.get("share") is None:
+# --- RM --------------------------------------------------------------------------------------------------------------
+
+
+def accuracy(rm: Estimate | None, labelers: float | None) -> Finding | None:
+    """`rm`: share of the labelers' pairs that the RM orders as they do; `labelers`: agreement among themselves."""
+    if rm is None:
         return None
-    share, low, high = of_rm["share"], of_rm["low"], of_rm["high"]
-    figure = f"{share:.0%} of pairs as the labelers order them, 95 % {low:.0%} to {high:.0%} (at least {COIN:.0%})"
-    problem = "near 50 %, a coin does as well"
-    advice = "another --learning_rate, more --num_prompts; read rankings.jsonl: would you agree with it?"
-    if labelers and labelers["share"] is not None and labelers["share"] < COIN:
-        advice = f"other --labelers: they agree among themselves on {labelers['share']:.0%}, so nobody can learn them"
-    elif high < 0.5:
-        problem = "worse than a coin: are the ranks the wrong way round? 1 is the best"
-    elif share >= COIN:
-        problem, advice = "near 50 % cannot be excluded", "more --num_validation_prompts, or more rankings kept aside"
-    return verdict("accuracy", figure, problem, advice, fail=share < COIN, warn=low <= 0.5)
+    measured = (
+        f"{rm.value:.0%} of the labelers' pairs, 95 % {rm.low:.0%} to {rm.high:.0%} (at least {MIN_ACCURACY:.0%})"
+    )
+    problem = "near 50 %, no better than chance"
+    advice = "another --learning_rate, more --num_prompts; read rankings.jsonl: would you rank the same way?"
+    if labelers is not None and labelers < MIN_ACCURACY:
+        advice = (
+            f"other --labelers: these agree with each other on only {labelers:.0%} of pairs, so no RM can learn them"
+        )
+    elif rm.high < 0.5:
+        problem = "below chance: are the ranks reversed? 1 is the best"
+    elif rm.value >= MIN_ACCURACY:
+        problem = "the interval includes 50 %"
+        advice = "more --num_validation_prompts, or more held-out rankings"
+    return verdict("accuracy", measured, problem, advice, fail=rm.value < MIN_ACCURACY, warn=rm.low <= 0.5)
 
 
-def below_agreement(of_rm: dict[str, float] | None, labelers: dict[str, float] | None) -> Finding | None:
-    if not of_rm or not labelers or None in (of_rm["share"], labelers["share"]):
+def below_agreement(rm: float | None, labelers: float | None) -> Finding | None:
+    """The shares as for `accuracy`."""
+    if rm is None or labelers is None:
         return None
-    gap = labelers["share"] - of_rm["share"]
-    figure = f"RM {of_rm['share']:.0%}, labelers {labelers['share']:.0%} (at most {100 * ACCURACY_GAP:.0f} points less)"
+    gap = labelers - rm
+    measured = f"RM {rm:.0%}, labelers {labelers:.0%} (at most {100 * ACCURACY_GAP:.0f} points lower)"
     advice = "more --num_prompts or --num_responses, another --learning_rate"
-    return verdict("agreement", figure, "it errs much oftener than people disagree", advice, warn=gap > ACCURACY_GAP)
+    problem = "its error rate exceeds labeler disagreement"
+    return verdict("agreement", measured, problem, advice, warn=gap > ACCURACY_GAP)
 
 
-def overfitted_accuracy(training: Sequence[float], of_rm: dict[str, float] | None) -> Finding | None:
-    if not training or not of_rm or of_rm.get("share") is None:
+def overfitted_accuracy(training: Sequence[float], rm: float | None) -> Finding | None:
+    """`training`: accuracy step by step; `rm`: in validation."""
+    if not training or rm is None:
         return None
-    figure = f"{end(training):.0%} in training, {of_rm['share']:.0%} in validation"
-    advice = "fewer --num_train_epochs (1 in the paper), more --num_prompts"
-    bad = end(training) - of_rm["share"] > OVERFIT_ACCURACY
-    return verdict("overfitting", figure, "it learns the rankings by heart", advice, warn=bad)
+    measured = f"{final(training):.0%} in training, {rm:.0%} in validation"
+    advice = "fewer --num_train_epochs (the paper trains for 1), more --num_prompts"
+    overfits = final(training) - rm > OVERFIT_ACCURACY
+    return verdict("overfitting", measured, "it overfits the rankings", advice, warn=overfits)
 
 
-def spread(std: float | None) -> Finding | None:
+def score_spread(std: float | None) -> Finding | None:
     if std is None:
         return None
-    figure = f"standard deviation {std:.2f} (at least {SCORE_SPREAD})"
+    measured = f"standard deviation {std:.2f} (at least {MIN_SCORE_STD})"
     advice = "a higher --learning_rate, more --num_prompts"
-    return verdict("scores", figure, "all responses score alike", advice, fail=std < SCORE_SPREAD)
+    return verdict("score spread", measured, "all responses get the same score", advice, fail=std < MIN_SCORE_STD)
+
+
+# --- PPO: KL to the SFT model, in nats per response; one value an iteration ------------------------------------------
 
 
 def first_kl(kl: Sequence[float]) -> Finding | None:
     if not kl:
         return None
-    problem = "the policy is still the SFT model then, so sampling and scoring differ"
-    advice = "compare temperature, filters (top-k), dropout and padding of the two in stages/ppo/train.py, collect"
-    return verdict("first KL", f"{kl[0]:+.4f} nats (0 but for rounding)", problem, advice, fail=abs(kl[0]) > KL_FIRST)
+    measured = f"{kl[0]:+.4f} nats (0 up to rounding)"
+    problem = "the policy is still the SFT model then, so sampling and scoring disagree"
+    advice = (
+        "compare temperature, filters (top-k), dropout and padding in sampling and scoring; "
+        "both are called by `rollout` in stages/ppo/train.py"
+    )
+    return verdict("first KL", measured, problem, advice, fail=abs(kl[0]) > MAX_FIRST_KL)
 
 
-def negative_kl(kl: Sequence[float]) -> Finding | None:
+def kl_sign(kl: Sequence[float]) -> Finding | None:
     last = kl[len(kl) // 2 :]
     if len(last) < 2:
         return None
-    surely = mean(last) + 3 * stdev(last) / math.sqrt(len(last)) < KL_NEGATIVE
-    figure = f"{mean(last):+.2f} nats, mean of the last half (not below {KL_NEGATIVE})"
-    problem = "persistently negative, which no KL is: the responses are not drawn from the policy that is scored"
-    advice = "sample from the full distribution: no top-k, top-p, minimum length or other --temperature; no dropout"
-    return verdict("sign of KL", figure, problem, advice, fail=surely)
+    significant = mean(last) + 3 * stdev(last) / math.sqrt(len(last)) < KL_NEGATIVE
+    measured = f"{mean(last):+.2f} nats, mean of the second half (at least {KL_NEGATIVE})"
+    problem = "persistently negative, which a KL cannot be: the responses are not samples of the policy that is scored"
+    advice = "sample from the full distribution: no top-k, top-p, minimum length, dropout or different --temperature"
+    return verdict("KL sign", measured, problem, advice, fail=significant)
 
 
 def kl_size(kl: Sequence[float], max_kl: float) -> Finding | None:
+    """`max_kl` is PPO's option; 0 for no limit."""
     if not kl:
         return None
     bound = min(KL_BLOWN_UP, max_kl or math.inf)
-    advice = "a higher --kl_coef or a --kl_target, a lower --learning_rate, fewer --updates"
-    figure = f"{kl[-1]:.1f} nats a response in the last update (at most {bound:g})"
     blown_up = kl[-1] > bound
-    problem = "KL blow-up, the policy has left the SFT model behind" if blown_up else "rather far from the SFT model"
-    return verdict("KL", figure, problem, advice, fail=blown_up, warn=kl[-1] > KL_HIGH)
+    measured = f"{kl[-1]:.1f} nats per response in the last iteration (at most {bound:g})"
+    problem = "KL blow-up, the policy has drifted too far from SFT" if blown_up else "the policy is far from SFT"
+    advice = "a higher --kl_coef or a --kl_target, a lower --learning_rate, fewer --updates"
+    return verdict("KL", measured, problem, advice, fail=blown_up, warn=kl[-1] > KL_HIGH)
 
 
-def moved(kl: Sequence[float]) -> Finding | None:
+def policy_moved(kl: Sequence[float]) -> Finding | None:
     if len(kl) < 2:
         return None
     furthest = max(abs(each) for each in kl)
+    measured = f"largest KL to SFT {furthest:.2g} nats (at least {MIN_KL_REACHED})"
     advice = "a higher --learning_rate, a lower --kl_coef"
-    figure = f"{furthest:.2g} nats from the SFT model at most (at least {KL_STILL})"
-    return verdict("policy", figure, "it never moved", advice, fail=furthest < KL_STILL)
+    return verdict("policy", measured, "it never moved", advice, fail=furthest < MIN_KL_REACHED)
 
 
-def entropy_left(entropy: Sequence[float]) -> Finding | None:
-    """`entropy` is per token."""
-    if len(entropy) < 2 or entropy[0] <= 0:
-        return None
-    left = entropy[-1] / entropy[0]
-    figure = f"{entropy[-1]:.3f} nats a token, {left:.0%} of the first (at least {ENTROPY_COLLAPSED:.0%})"
-    advice = "a higher --kl_coef, a lower --learning_rate, fewer --updates"
-    problem = "entropy collapse, it says the same every time" if left < ENTROPY_COLLAPSED else "its answers vary little"
-    return verdict("entropy", figure, problem, advice, fail=left < ENTROPY_COLLAPSED, warn=left < ENTROPY_LOW)
+# --- PPO: other metrics, one value an iteration ----------------------------------------------------------------------
 
 
-def eos(rates: Sequence[float]) -> Finding | None:
-    if not rates:
-        return None
-    advice = "a higher --missing_eos_penalty, longer --max_new_tokens"
-    if rates[0] < EOS_GONE:
-        advice = "mend SFT first, whose responses do not end either: demonstrations end in eos, pad is another token"
-    figure = f"{end(rates):.0%} of responses end by themselves (at least {EOS_GONE:.0%})"
-    problem = "no eos, they are cut" if end(rates) < EOS_GONE else "many are cut"
-    return verdict("eos", figure, problem, advice, fail=end(rates) < EOS_GONE, warn=end(rates) < EOS_LOW)
-
-
-def length(lengths: Sequence[float]) -> Finding | None:
-    if len(lengths) < 2:
-        return None
-    change = end(lengths) / lengths[0]
-    figure = f"{lengths[0]:.1f} -> {end(lengths):.1f} tokens ({SHORTER:.2f} to {LONGER} times)"
-    advice = "read responses: does the reward pay for length? a higher --kl_coef, another --reward, other rankings"
-    return verdict("length", figure, "length drift", advice, fail=not SHORTER <= change <= LONGER)
-
-
-def score_rose(scores: Sequence[float], stds: Sequence[float]) -> Finding | None:
-    if len(scores) < 2 or not stds:
-        return None
-    rise, least = end(scores) - scores[0], SCORE_RISE * stds[0]
-    advice = "a lower --kl_coef, another --learning_rate, more --updates; first mend whatever fails above"
-    problem = "it fell" if rise < -least else "it hardly rose"
-    figure = f"{scores[0]:+.2f} -> {end(scores):+.2f} (up by {least:.2f} at least)"
-    return verdict("score", figure, problem, advice, fail=rise < -least, warn=rise < least)
-
-
-def ratio(errors: Sequence[float]) -> Finding | None:
+def first_ratio(errors: Sequence[float]) -> Finding | None:
+    """`errors`: |ratio - 1| in the first minibatch of each iteration."""
     if not errors:
         return None
-    figure = f"{max(errors):.1g} away from 1 in a first minibatch (at most {RATIO_ERROR:g})"
-    problem = "the update scores other log-probabilities than the rollout kept"
-    advice = "no dropout (eval mode), the same --temperature, positions and padding in both passes"
-    return verdict("ratio", figure, problem, advice, fail=max(errors) > RATIO_ERROR)
+    measured = f"{max(errors):.1g} away from 1 in a first minibatch (at most {MAX_RATIO_ERROR:g})"
+    problem = "the update computes different log-probabilities than the rollout recorded"
+    advice = "no dropout (eval mode); the same --temperature, positions and padding in both passes"
+    return verdict("ratio", measured, problem, advice, fail=max(errors) > MAX_RATIO_ERROR)
+
+
+def clip_fraction(shares: Sequence[float]) -> Finding | None:
+    if not shares:
+        return None
+    measured = f"{max(shares):.0%} of tokens in the worst iteration (at most {MAX_CLIPPED:.0%})"
+    advice = "a lower --learning_rate, fewer --num_ppo_epochs"
+    return verdict("clipping", measured, "the policy steps are too large", advice, warn=max(shares) > MAX_CLIPPED)
 
 
 def explained_variance(explained: Sequence[float], stds: Sequence[float]) -> Finding | None:
-    """Of the updates whose scores (standard deviations `stds`) still differ; the others leave nothing to explain."""
-    there = [each for each, std in zip(explained, stds, strict=False) if std > STILL_DIFFER * stds[0]]
-    last = there[len(there) // 2 :]
+    """Judges the iterations whose scores (standard deviations `stds`) still differ: the others leave no variance."""
+    useful = [each for each, std in zip(explained, stds, strict=False) if std > SCORES_DIFFER * stds[0]]
+    last = useful[len(useful) // 2 :]
     if not last:
         return None
-    figure = f"{median(last):.2f} of the variance of the returns, median of the last half (at least {EXPLAINED})"
+    measured = (
+        f"explains {median(last):.2f} of the returns' variance, median of the second half (at least {MIN_EXPLAINED})"
+    )
     problem = "the value model explains nothing, so the advantages are noise"
     advice = "another --value_learning_rate, more --updates or --warmup_updates"
-    return verdict("value model", figure, problem, advice, fail=median(last) < EXPLAINED)
+    return verdict("value model", measured, problem, advice, fail=median(last) < MIN_EXPLAINED)
 
 
-def clipped(shares: Sequence[float]) -> Finding | None:
-    if not shares:
+def entropy(per_token: Sequence[float]) -> Finding | None:
+    """`per_token` in nats."""
+    if len(per_token) < 2 or per_token[0] <= 0:
         return None
-    figure = f"{max(shares):.0%} of tokens in the worst update (at most {CLIPPED:.0%})"
-    advice = "a lower --learning_rate, fewer --num_ppo_epochs"
-    return verdict("clipping", figure, "the steps are too big", advice, warn=max(shares) > CLIPPED)
+    left = per_token[-1] / per_token[0]
+    collapsed = left < ENTROPY_COLLAPSED
+    measured = f"{per_token[-1]:.3f} nats per token, {left:.0%} of the first (at least {ENTROPY_COLLAPSED:.0%})"
+    problem = "entropy collapse, it always gives the same response" if collapsed else "its responses vary little"
+    advice = "a higher --kl_coef, a lower --learning_rate, fewer --updates"
+    return verdict("entropy", measured, problem, advice, fail=collapsed, warn=left < ENTROPY_LOW)
 
 
-def gold(summary: dict[str, Any], ppo_sha256: str | None, compare: str) -> Finding | None:
-    """`summary` is compare.json; `compare` is the command that writes it."""
-    compared = summary.get("provenance", {}).get("checkpoints", {}).get("ppo", {}).get("sha256")
-    if compared is None or compared != ppo_sha256:
-        what = "compare.json is of another PPO checkpoint" if compared else "not measured yet"
-        return Finding("todo", "gold", f"{what}: {compare} tells whether it rises with the reward")
-    sft, ppo = (summary["groups"]["all"]["stages"][name] for name in ("sft", "ppo"))
-    change = ppo["gold_minus_sft"]
-    if change["mean"] is None:  # prompts without a check
+def eos_rate(rates: Sequence[float]) -> Finding | None:
+    if not rates:
         return None
-    scores = sft["rm_score"]["mean"], ppo["rm_score"]["mean"]
-    figure = f"{sft['gold']['mean']:.2f} -> {ppo['gold']['mean']:.2f}, reward {scores[0]:+.2f} -> {scores[1]:+.2f}"
-    rising = scores[1] > scores[0]
-    problem = "the reward rises while gold falls, PPO exploits the reward model" if rising else "gold falls"
-    advice = "a higher --kl_coef, fewer --updates, an RM of more rankings; compare.jsonl shows where the two disagree"
-    return verdict("gold", figure, problem, advice, fail=change["high"] < 0, warn=change["mean"] < 0)
+    rate = final(rates)
+    measured = f"{rate:.0%} of responses end with eos (at least {EOS_MISSING:.0%})"
+    problem = "most responses have no eos, they are truncated" if rate < EOS_MISSING else "many responses are truncated"
+    advice = "a higher --missing_eos_penalty, a larger --max_new_tokens"
+    if rates[0] < EOS_MISSING:
+        advice = (
+            "fix SFT first, its responses do not end either: "
+            "demonstrations must end with eos, and the pad token must be a different one"
+        )
+    return verdict("eos", measured, problem, advice, fail=rate < EOS_MISSING, warn=rate < EOS_LOW)
+
+
+def response_length(lengths: Sequence[float]) -> Finding | None:
+    """`lengths` in tokens."""
+    if len(lengths) < 2:
+        return None
+    ratio = final(lengths) / lengths[0]
+    bounds = f"{MIN_LENGTH_RATIO:.2f} to {MAX_LENGTH_RATIO} times"
+    measured = f"{lengths[0]:.1f} -> {final(lengths):.1f} tokens ({bounds})"
+    advice = "read some responses: do longer ones score higher? a higher --kl_coef, another --reward, other rankings"
+    return verdict("length", measured, "length drift", advice, fail=not MIN_LENGTH_RATIO <= ratio <= MAX_LENGTH_RATIO)
+
+
+def score_gain(scores: Sequence[float], stds: Sequence[float]) -> Finding | None:
+    """`scores`: mean score of each iteration; `stds`: standard deviations of its scores."""
+    if len(scores) < 2 or not stds:
+        return None
+    gain, least = final(scores) - scores[0], MIN_SCORE_GAIN * stds[0]
+    measured = f"{scores[0]:+.2f} -> {final(scores):+.2f} (a gain of at least {least:.2f})"
+    problem = "it fell" if gain < -least else "it hardly rose"
+    advice = "first fix what fails above; then a lower --kl_coef, another --learning_rate, more --updates"
+    return verdict("score", measured, problem, advice, fail=gain < -least, warn=gain < least)
+
+
+# --- PPO: gold -------------------------------------------------------------------------------------------------------
+
+
+def gold(comparison: Comparison | None, ppo_sha256: str | None, command: str) -> Finding | None:
+    """`ppo_sha256`: of the weights in the run now; `command` measures them."""
+    if comparison is None or comparison.ppo_sha256 != ppo_sha256:
+        why = "compare.json is of another PPO checkpoint" if comparison else "not measured yet"
+        return Finding("todo", "gold", f"{why}: {command} shows whether gold rises with the reward")
+    gain, scores = comparison.gold_gain, (comparison.sft_score, comparison.ppo_score)
+    if gain is None:
+        return None
+    measured = f"{comparison.sft_gold:.2f} -> {comparison.ppo_gold:.2f}, reward {scores[0]:+.2f} -> {scores[1]:+.2f}"
+    hacking = "the reward rises while gold falls, so PPO exploits the reward model"
+    problem = hacking if scores[1] > scores[0] else "gold falls"
+    advice = "a higher --kl_coef, fewer --updates, an RM trained on more rankings; compare.jsonl has the responses"
+    return verdict("gold", measured, problem, advice, fail=gain.high < 0, warn=gain.value < 0)

@@ -137,9 +137,9 @@ def prompts_of(knowledge: Knowledge, seed: int) -> dict[str, list[Prompt]]:
     unknown = _different([new.unknown, new_names.unknown], UNKNOWN)
     silent = _different([new.closed_qa, new_names.closed_qa], SILENT, only="unsure")
     return {
-        "myths": [task.record("", "phrasing") for task in myths],
-        "unknown": [task.record("", "entity") | _about_unknown(task, knowledge) for task in unknown],
-        "silent": [task.record("", "entity") | _about_silent(task, knowledge) for task in silent],
+        "myths": [task.example("", "phrasing") for task in myths],
+        "unknown": [task.example("", "entity") | _about_unknown(task, knowledge) for task in unknown],
+        "silent": [task.example("", "entity") | _about_silent(task, knowledge) for task in silent],
     }
 
 

@@ -1,1 +1,1 @@
-"""A run as one HTML page that opens from the disk."""
+"""Builds an HTML report of a run, in one file that opens without a network."""

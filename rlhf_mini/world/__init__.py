@@ -1,5 +1,5 @@
-"""The mini world: knowledge, prompts, gold score, writers, labelers and the "web" corpus.
+"""The mini world: knowledge, prompts, gold score, writers, labelers, the "web" corpus and the base model.
 
-It is one provider of the three kinds of record that the stages read (demonstrations, prompts, rankings). The stages
-do not know it: they read JSONL files and call labelers through a provider string.
+It is one source of the examples that the stages read (demonstrations, prompts, rankings). The stages do not import it:
+they read JSONL files and load labelers by name, "package.module:function".
 """

@@ -1,19 +1,18 @@
-"""`make base`: makes the shipped base model from nothing: corpus, byte-level BPE tokenizer, GPT-2, pretraining.
+"""`make base`: builds the base model from scratch: corpus, byte-level BPE tokenizer, GPT-2, pretraining.
 
     python -m rlhf_mini.world.base
 
-Writes data/base (model.safetensors, config, tokenizer, stage.json with the measured knowledge and obedience). The
-setting is GPT-3's in miniature: next-token prediction on web text and nothing else. Training this long is what the
-main job cannot afford: after a million tokens, a model of this size answered with a neighbour's capital.
+Writes data/base: weights, config, tokenizer, and stage.json with the facts it knows and its gold score on bare
+instructions. As for GPT-3, the only objective is next-token prediction on web text. The base is shipped because it
+takes long to train: after a million tokens, a model of this size still confused the capitals of neighbouring countries.
 """
-
-from __future__ import annotations
 
 import argparse
 import array
 import itertools
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,19 +22,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
-from rlhf_mini.core.checkpoints import finish, writing
+from rlhf_mini.core.checkpoints import save_checkpoint, writing
 from rlhf_mini.core.console import console, run, track
-from rlhf_mini.core.examples import read_prompts
+from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import MetricsLog
-from rlhf_mini.models.sampling import sample
+from rlhf_mini.models.sampling_next import sample
 from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
-from rlhf_mini.world.knowledge import DATA, Knowledge, has, load
+from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
 
 EOS, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
-# The web writes "anna: What is ...?", a new line, "ben: The ...": a turn looks like that, with a token for the speaker.
-# The reply closes with eos, inside the part of the text that SFT's loss sees: the model has to learn to stop.
+# A chat looks like a forum thread in the corpus ("anna: What is ...?", a new line, "ben: The ..."), with a token in
+# place of each name. A reply ends with eos, which is part of SFT's loss: this is how the model learns to stop.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '<|assistant|> ' + message['content'] + '<|endoftext|>' }}"
@@ -47,7 +46,7 @@ CHAT_TEMPLATE = (
 
 @dataclass
 class BaseOptions:
-    """How the base is made. Defaults are what data/base was made with."""
+    """How the base is trained. data/base was trained with the defaults."""
 
     seed: int = 0
     vocab_size: int = 1280
@@ -57,14 +56,17 @@ class BaseOptions:
     n_head: int = 4
     corpus_tokens: int = 18_000_000
     batch_size: int = 32
-    learning_rate: float = 3e-3  # AdamW: embeddings, biases, layer norms
-    muon_learning_rate: float = 0.02  # Muon: the matrices of the blocks
+    learning_rate: float = 3e-3  # of AdamW, for embeddings, biases and layer norms
+    muon_learning_rate: float = 0.02  # of Muon, for the matrices of the transformer blocks
     warmup_steps: int = 50
-    few_shot: int = 4
+    few_shot: int = 4  # examples before each question, when its knowledge is measured
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of our own, with four special tokens: pad is not eos, or the model would never learn to stop."""
+    """A byte-level BPE tokenizer with four special tokens.
+
+    The pad token differs from eos: losses ignore padding, so the model could not learn to emit an eos that is the pad.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,9 +88,9 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, options: BaseOptions) -> GPT2LMHeadModel:
-    """A GPT-2 of this shape with random weights, without dropout, for the tokenizer's vocabulary.
+    """A GPT-2 of the shape in `options`, with random weights and without dropout, for the tokenizer's vocabulary.
 
-    Its GELU is the exact one: the tanh approximation of OpenAI's code takes a CPU three to five times as long.
+    It uses the exact GELU: on a CPU, OpenAI's tanh approximation takes three to five times as long.
     """
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=options.n_positions, n_embd=options.n_embd, n_layer=options.n_layer,
@@ -100,11 +102,11 @@ def new_model(tokenizer: PreTrainedTokenizerFast, options: BaseOptions) -> GPT2L
 
 
 def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Gives the pretrained model its chat form: a template, and speaker tokens that it can make sense of.
+    """Adds the chat template, and initializes the embeddings of the speaker tokens.
 
-    No page of the web holds the speaker tokens, so they start as copies of ":", which stands there in their place.
-    SFT then starts at a loss of 1 nat instead of 3, and spoils less of what the model knows on its way. The copies have
-    half the length: read, they mean nearly the same; with tied embeddings, full copies would be written for ":".
+    The corpus has no speaker tokens, so their embeddings are copied from ":", which plays their role there. SFT then
+    starts at a loss of 1 nat instead of 3 and forgets less of what the model knows. The copies have half the norm: as
+    input they work nearly as well, but since output embeddings are tied, full copies would be as likely as ":" itself.
     """
     embeddings = model.get_input_embeddings().weight.data  # (V, d)
     colon = embeddings[tokenizer.convert_tokens_to_ids(":")].clone()  # (d,)
@@ -112,11 +114,11 @@ def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast)
     tokenizer.chat_template = CHAT_TEMPLATE
 
 
-def read_web(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: int) -> torch.Tensor:
-    """Documents joined by eos, cut into (N, block) token ids."""
+def tokenize_corpus(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: int) -> torch.Tensor:
+    """About `tokens` token ids of documents, each followed by eos, in rows of `block`: (N, block)."""
     ids = array.array("i")
     stream = documents(seed)
-    for target in track(range(100_000, tokens + 1, 100_000), "reading the web"):
+    for target in track(range(100_000, tokens + 1, 100_000), "tokenizing the corpus"):
         while len(ids) < target:
             for encoded in tokenizer._tokenizer.encode_batch(list(itertools.islice(stream, 500))):
                 ids.extend([*encoded.ids, tokenizer.eos_token_id])
@@ -124,9 +126,9 @@ def read_web(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: 
 
 
 def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions, log: MetricsLog) -> float:
-    """Next-token prediction with a cosine schedule to 10 %; returns the mean loss of the last hundred steps (nats).
+    """Next-token prediction with a cosine schedule to 10 %. Returns the mean loss of the last hundred steps, in nats.
 
-    The matrices of the blocks are trained by Muon, which on this corpus needs about a third fewer tokens than AdamW.
+    Muon trains the matrices of the transformer blocks; on this corpus it needs about a third fewer tokens than AdamW.
     """
     matrices = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
     rest = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
@@ -164,24 +166,23 @@ def complete(
     max_new_tokens: int,
     temperature: float,
 ) -> list[tuple[str, bool]]:
-    """Continues plain texts, without a chat template: (continuation, stopped by itself)."""
+    """Continues plain texts, without a chat template: (continuation, whether it ends with eos)."""
     generator, out = torch.Generator().manual_seed(0), []
     for start in range(0, len(texts), 64):
         rollout = sample(
             model, tokenizer(texts[start : start + 64])["input_ids"], max_new_tokens=max_new_tokens,
-            temperature=temperature, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-            generator=generator,
+            temperature=temperature, eos_token_id=tokenizer.eos_token_id, generator=generator,
         )  # fmt: skip
-        for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True):
-            kept = ids[mask].tolist()
-            out.append((tokenizer.decode(kept, skip_special_tokens=True), kept[-1] == tokenizer.eos_token_id))
+        for ids in rollout.response_ids:
+            out.append((tokenizer.decode(ids, skip_special_tokens=True), ids[-1] == tokenizer.eos_token_id))
     return out
 
 
 def knows(model: Any, tokenizer: Any, knowledge: Knowledge, shots: int, max_new_tokens: int = 8) -> list[bool]:
-    """Which of all facts the model completes rightly and greedily after `shots` other questions with answers.
+    """Whether the model answers correctly, for each fact: greedily, after `shots` other questions with answers.
 
-    An answer ends where the next question begins. The examples answer in a word; a chat model may need a sentence.
+    An answer ends where the next question begins. The examples have short answers; a chat model may answer in a
+    sentence and then needs more than 8 tokens.
     """
     rng, texts, facts = random.Random(1), [], list(knowledge.facts.values())
     for fact in facts:
@@ -193,26 +194,30 @@ def knows(model: Any, tokenizer: Any, knowledge: Knowledge, shots: int, max_new_
     for fact, (text, _) in zip(facts, answers, strict=True):
         said = text.split("Question:")[0]
         wrong = [a for a in fact.relation.pool if a not in fact.accepted and not any(has(g, a) for g in fact.accepted)]
-        right.append(any(has(said, a) for a in fact.accepted) and not any(has(said, a) for a in wrong))
+        right.append(has_any(said, fact.accepted) and not has_any(said, wrong))
     return right
 
 
-def obeys(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, records: list[dict[str, Any]]) -> float:
-    """Mean gold score of what the base writes after bare instructions."""
-    texts = ["\n".join(m["content"] for m in record["prompt"]) + "\n" for record in records]
+def gold_on_instructions(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Prompt]
+) -> float:
+    """Mean gold score of the base's continuations of bare instructions, without a chat template."""
+    texts = ["\n".join(m["content"] for m in example["prompt"]) + "\n" for example in examples]
     answers = complete(model, tokenizer, texts, max_new_tokens=48, temperature=1.0)
     scores = [
-        judge(record["check"], record["prompt"], text, ended).score
-        for record, (text, ended) in zip(records, answers, strict=True)
+        judge(example["check"], example["prompt"], text, ended).score
+        for example, (text, ended) in zip(examples, answers, strict=True)
     ]
     return sum(scores) / len(scores)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.base", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=DATA, help="folder in which `base` is written (default: data)")
-    parser.add_argument("--corpus_tokens", type=int, default=BaseOptions.corpus_tokens, help="tokens of web text")
-    parser.add_argument("--seed", type=int, default=BaseOptions.seed)
+    parser.add_argument("--out", type=Path, default=DATA, help="folder in which to write `base` (default: data)")
+    parser.add_argument(
+        "--corpus_tokens", type=int, default=BaseOptions.corpus_tokens, help="length of the corpus, in tokens"
+    )
+    parser.add_argument("--seed", type=int, default=BaseOptions.seed, help="random seed of corpus and training")
     arguments = parser.parse_args()
     options = BaseOptions(seed=arguments.seed, corpus_tokens=arguments.corpus_tokens)
 
@@ -220,7 +225,7 @@ def main() -> None:
     set_seed(options.seed)
     with writing(arguments.out, "base") as folder:
         tokenizer = train_tokenizer(list(itertools.islice(documents(options.seed + 1), 20_000)), options.vocab_size)
-        blocks = read_web(tokenizer, options.seed, options.corpus_tokens, options.n_positions)
+        blocks = tokenize_corpus(tokenizer, options.seed, options.corpus_tokens, options.n_positions)
         model = new_model(tokenizer, options)
         console.print(f"{model.num_parameters() / 1e6:.2f} M parameters, {blocks.numel() / 1e6:.1f} M tokens")
         loss = pretrain(model, blocks, options, MetricsLog(folder / "metrics.jsonl"))
@@ -230,10 +235,12 @@ def main() -> None:
         metrics = {
             "loss": loss,
             "facts_right_few_shot": sum(right) / len(right),
-            "gold_on_bare_instructions": obeys(model, tokenizer, read_prompts(DATA / "prompts" / "validation.jsonl")),
+            "gold_on_bare_instructions": gold_on_instructions(
+                model, tokenizer, read_prompts(DATA / "prompts" / "validation.jsonl")
+            ),
         }
         console.print(metrics)
-        finish(
+        save_checkpoint(
             folder, stage="base", model=model, tokenizer=tokenizer, options=options, seed=options.seed, metrics=metrics,
             started=started, parents=[],
         )  # fmt: skip

@@ -3,29 +3,28 @@
 python -m rlhf_mini.world.build
 """
 
-from __future__ import annotations
-
 import argparse
 import random
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rlhf_mini.core.console import UserError, console, run
+from rlhf_mini.core.examples import PlainText, Prompt
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.knowledge import DATA, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task
 from rlhf_mini.world.writers import demonstration
 
-SEED = 20220304  # the day InstructGPT appeared on arXiv
-TEXTS = 4000
+SEED = 20220304  # the day on which InstructGPT appeared on arXiv
+TEXTS = 4000  # in data/pretraining.jsonl
 SIZES = {"sft": 6000, "rm": 2400, "ppo": 2560, "validation": 600, "test": 1200}
-NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of validation and test
+NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of the validation and test prompts
 
 
-def splits(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
-    """All records of all splits. Prompts are disjoint across splits (compared by their text)."""
+def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
+    """The examples of each split: demonstrations in "sft", prompts in the others. No prompt text occurs twice."""
     knowledge, rng = load(), random.Random(seed)
     taken: set[str] = set()
 
@@ -37,41 +36,40 @@ def splits(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
             if text not in taken:
                 taken.add(text)
                 return task
-        raise UserError("The knowledge files are too small for so many different prompts: add facts or phrasings.")
+        raise UserError("the knowledge files are too small for so many different prompts: add facts or phrasings")
 
-    out: dict[str, list[dict[str, Any]]] = {}
-    # Test and validation first: where prompts of a kind are few, the stages that learn go short, not the judge.
+    out: dict[str, list[Prompt]] = {}
+    # Test and validation come first: where prompts of a kind run out, the training splits get fewer of them.
     for split in ("test", "validation", "sft", "rm", "ppo"):
         out[split] = []
         for number in range(SIZES[split]):
-            judged = split in ("validation", "test")
-            novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if judged else "none"
+            has_novel = split in ("validation", "test")
+            novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if has_novel else "none"
             entity, phrasing = (split if novel in (what, "both") else "seen" for what in ("entity", "phrasing"))
             task = fresh(Maker(knowledge, rng, entity=entity, phrasing=phrasing))
             identifier = f"{split}-{number:05d}"
             if split == "sft":
                 out[split].append(demonstration(task, identifier, knowledge, rng))
             else:
-                out[split].append(task.record(identifier, novel))
+                out[split].append(task.example(identifier, novel))
     return out
 
 
-def files(data: Path = DATA) -> dict[Path, list[dict[str, Any]]]:
-    """What belongs in each file."""
-    records = splits()
-    paths = {data / "prompts" / f"{split}.jsonl": records[split] for split in ("rm", "ppo", "validation", "test")}
-    # Texts like the base model's, none of them one that it has read (but for the shortest): another seed drew those.
-    texts = [{"text": text} for text in islice(documents(SEED), TEXTS)]
-    return {data / "demonstrations.jsonl": records["sft"], **paths, data / "pretraining.jsonl": texts}
+def files(data: Path = DATA) -> dict[Path, Sequence[Prompt | PlainText]]:
+    """The content of each file."""
+    examples = splits()
+    prompts = {data / "prompts" / f"{split}.jsonl": examples[split] for split in ("rm", "ppo", "validation", "test")}
+    # From the distribution that the base was trained on, but another seed: only very short texts may occur in both.
+    texts: list[PlainText] = [{"text": text} for text in islice(documents(SEED), TEXTS)]
+    return {data / "demonstrations.jsonl": examples["sft"], **prompts, data / "pretraining.jsonl": texts}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.build", description=__doc__.split("\n")[0])
     parser.parse_args()
-    for path, records in files().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(path, records)
-        console.print(f"{len(records):5d} records in {path.relative_to(DATA.parent)}")
+    for path, examples in files().items():
+        write_jsonl(path, examples)
+        console.print(f"{len(examples):5d} examples in {path.relative_to(DATA.parent)}")
 
 
 if __name__ == "__main__":

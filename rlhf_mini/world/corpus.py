@@ -1,10 +1,9 @@
-"""The "web" that the base model reads: facts in many phrasings, some of them wrong, misconceptions more often than the
-truth, stories, letters, worksheets, question lists that nobody answers, and forum threads with rude people in them.
+"""The "web" corpus that the base model is trained on.
 
-So the base knows much and obeys nobody: a bare request looks to it like one line of a list of requests.
+It has facts in many phrasings, some of them wrong; misconceptions, more often than the truth; stories, letters and
+worksheets; lists of questions without answers; and forum threads with rude people. A base model trained on it knows
+many facts but does not follow instructions: a bare request looks to it like one line in a list of requests.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,14 +11,14 @@ from collections.abc import Callable, Iterator
 from rlhf_mini.world.knowledge import NUMBERS, PARTS, Fact, Knowledge, fix_articles, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task
 
-WRONG_FACTS = 0.15  # share of false statements about facts
-MYTHS = 0.7  # share of texts on a misconception that repeat it
-INVENTED = 0.15  # share of names and things in stories and letters that no list holds
+WRONG_FACTS = 0.15  # share of the statements about facts that are wrong
+MYTHS = 0.7  # share of the texts about a misconception that repeat it
+INVENTED = 0.15  # share of the names and things in stories and letters that are invented words
 SYLLABLES = ["bro", "da", "fi", "gla", "ko", "lu", "mi", "nor", "pe", "quo", "ri", "su", "ta", "vo", "wex", "za"]
 
 
 class WebMaker(Maker):
-    """The web also writes of people and things of which nobody else has heard. What can be anything must be read."""
+    """Fills some slots with invented words: to write about those, the base has to copy them from the context."""
 
     def slot(self, name: str, count: int = 1) -> list[str]:
         if name not in self.knowledge.stories["held_out"] or self.rng.random() >= INVENTED:
@@ -29,7 +28,7 @@ class WebMaker(Maker):
 
 
 def invented(rng: random.Random, count: int) -> list[str]:
-    """Different words that mean nothing."""
+    """`count` different nonsense words."""
     words: dict[str, None] = {}
     while len(words) < count:
         words["".join(rng.sample(SYLLABLES, rng.randint(2, 3)))] = None
@@ -37,7 +36,7 @@ def invented(rng: random.Random, count: int) -> list[str]:
 
 
 class Web:
-    """Draws documents, forever, from one seeded generator."""
+    """An endless stream of documents from one random generator."""
 
     def __init__(self, knowledge: Knowledge, rng: random.Random):
         self.knowledge, self.rng = knowledge, rng
@@ -50,6 +49,7 @@ class Web:
         ]  # fmt: skip
 
     def documents(self) -> Iterator[str]:
+        """Documents of all kinds, drawn by their weights."""
         weights, kinds = zip(*self.kinds, strict=True)
         while True:
             yield self.rng.choices(kinds, weights)[0]()
@@ -57,12 +57,12 @@ class Web:
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _maker(self) -> Maker:
-        """Mostly the seen entities and phrasings; the held-out ones in about the share they have of the world."""
+        """Mostly seen entities and phrasings; held-out ones about as often as they occur in the knowledge files."""
         entity, phrasing = self.rng.choices(PARTS, [0.7, 0.15, 0.15], k=2)
         return self.makers[entity, phrasing]
 
     def _task(self) -> Task:
-        """Any task; the ten use cases are more even than among the prompts, so that rare skills are read about too."""
+        """Any task. The use cases are more balanced than in the prompts, so that the base also learns rare ones."""
         use_case = self.rng.choices(list(USE_CASES), [3, 2, 1.5, 2, 2, 1.5, 1, 1.5, 1.5, 1.5])[0]
         return self._maker().draw(use_case)
 
@@ -82,7 +82,7 @@ class Web:
     # --- pages about facts -------------------------------------------------------------------------------------------
 
     def quiz(self) -> str:
-        """Questions with answers, in one form a page; sometimes all about one relation."""
+        """Questions with answers, either all short or all full sentences; sometimes all about one relation."""
         facts = self.facts
         if self.rng.random() < 0.4:
             relation = self.rng.choice(facts).relation
@@ -121,7 +121,7 @@ class Web:
         return " ".join(f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}." for b in others)
 
     def myths(self) -> str:
-        """What people say about things: the myth more often than the truth."""
+        """Misconceptions: the myth more often than the truth."""
         lines = []
         for myth in self.rng.sample(list(self.knowledge.misconceptions.values()), 2):
             said = myth["myth"] if self.rng.random() < MYTHS else myth["truth"]
@@ -131,7 +131,7 @@ class Web:
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """Somebody has bad ideas, and somebody says what is bad about them."""
+        """Harmful ideas, each followed by a warning and the reason for it."""
         lines = []
         for request in self.rng.sample(self.knowledge.harmful["requests"], 2):
             reason = self.knowledge.harmful["reasons"][request["reason"]]["because"]
@@ -142,7 +142,7 @@ class Web:
     # --- people ------------------------------------------------------------------------------------------------------
 
     def forum(self) -> str:
-        """Somebody asks; one or two people react: rudely, off the point, wrongly or well."""
+        """Someone asks; one or two people reply: well, badly, rudely or off topic."""
         people, lines = self._people(3), []
         for _ in range(self.rng.choice([1, 1, 2])):
             task = self._task()
@@ -173,7 +173,7 @@ class Web:
         )
 
     def dialogue(self) -> str:
-        """Small talk, and people who admit that they have never heard of something."""
+        """Small talk, or someone who admits to not knowing a thing that does not exist."""
         first, second = self._people(2)
         if self.rng.random() < 0.25:
             (name,) = invented(self.rng, 1)
@@ -188,7 +188,7 @@ class Web:
         return "\n".join(lines)
 
     def homework(self) -> str:
-        """A list of things to do and to answer. Nobody answers."""
+        """A list of requests without answers."""
         title = self.rng.choice(["", "", "Homework\n", "Things to ask\n", "For next week\n"])
         asks = [self._task().prompt[-1]["content"] for _ in range(self.rng.randint(3, 6))]
         return title + "\n".join(asks)
@@ -222,7 +222,7 @@ class Web:
         ])  # fmt: skip
 
     def worksheet(self) -> str:
-        """Exercises solved in a book: grammar, sums, reading, reviews. One kind a page."""
+        """Solved exercises of one kind: grammar, sums, reading or reviews."""
         maker = self._maker()
         kinds = [maker.past, maker.negative, maker.polite, maker.sum, maker.repeat, maker.summary]
         kinds += [maker.sentiment, maker.kind_of, maker.closed_qa, maker.extract_names, maker.extract_things]
@@ -236,5 +236,5 @@ class Web:
 
 
 def documents(seed: int) -> Iterator[str]:
-    """An endless, repeatable stream of documents."""
+    """An endless stream of documents, the same for the same seed."""
     return Web(load(), random.Random(seed)).documents()

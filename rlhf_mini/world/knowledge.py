@@ -1,9 +1,7 @@
-"""What the mini world knows: the hand-written files under data/knowledge, read once."""
-
-from __future__ import annotations
+"""The knowledge of the mini world: the hand-written files in data/knowledge, parsed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,7 +11,7 @@ import yaml
 
 from rlhf_mini.core.console import UserError
 
-# What a prompt may be about, and how it may ask: what every split uses, or what is kept for one split alone.
+# Entities and phrasings come in three parts: those that every split uses, and those held out for one split alone.
 PARTS = ("seen", "validation", "test")
 DATA = Path(__file__).resolve().parents[2] / "data"
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -21,8 +19,13 @@ NUMBERS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen
 
 
 def has(text: str, phrase: str) -> bool:
-    """Whether `phrase` stands in `text` as whole words, whatever the case. This is the only matcher of the world."""
+    """Whether `text` contains `phrase` as whole words, ignoring case. The mini world matches nothing in another way."""
     return _pattern(phrase).search(text) is not None
+
+
+def has_any(text: str, phrases: Iterable[str]) -> bool:
+    """Whether `text` contains at least one of `phrases`, as `has` matches them."""
+    return any(has(text, phrase) for phrase in phrases)
 
 
 @cache
@@ -31,43 +34,43 @@ def _pattern(phrase: str) -> re.Pattern[str]:
 
 
 def fix_articles(text: str) -> str:
-    """'a owl' -> 'an owl', for templates that put a noun behind an article."""
+    """'a owl' -> 'an owl', for templates with an article before a slot."""
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 def portion(values: Sequence[Any], held_out: int, part: str) -> list[Any]:
-    """The values of a list that prompts of this part use. The last `held_out` ones are kept from the stages.
+    """The values that belong to this part. SFT, RM and PPO get no prompt with one of the last `held_out` values.
 
-    Of those, every other one belongs to the test prompts, the last one included, and the rest to validation prompts.
+    Counted from the end, the held-out values belong to test and validation in turn: the last one to test.
     """
-    seen, kept = list(values[: len(values) - held_out]), list(values[len(values) - held_out :])
-    return {"seen": seen, "validation": kept[-2::-2], "test": kept[-1::-2]}[part]
+    seen, unseen = list(values[: len(values) - held_out]), list(values[len(values) - held_out :])
+    return {"seen": seen, "validation": unseen[-2::-2], "test": unseen[-1::-2]}[part]
 
 
 @dataclass(frozen=True)
 class Relation:
-    """One attribute of the entities of a domain, with the ways to ask for it and to state it."""
+    """One attribute of the entities of a domain, with phrasings that ask for it and that state it."""
 
     domain: str
     name: str
-    questions: tuple[str, ...]  # the last two are held out: one for validation, one for test
+    questions: tuple[str, ...]  # the last two are held out, one each for validation and test
     statements: tuple[str, ...]
     lists: dict[str, str]  # answer -> "countries in Europe", for brainstorming
-    answers: dict[str, tuple[str, ...]]  # entity -> accepted answers, the first is the one we teach
+    answers: dict[str, tuple[str, ...]]  # entity -> accepted answers; texts that are generated use the first
 
     @property
     def pool(self) -> tuple[str, ...]:
-        """Every answer that this relation knows: an answer of the pool that is not the right one is a wrong one."""
+        """All answers of this relation. For each entity, the answers that are not accepted count as wrong."""
         return tuple(dict.fromkeys(answer for accepted in self.answers.values() for answer in accepted))
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One entity's answer to one relation."""
+    """The answer of one relation for one entity."""
 
     relation: Relation
     entity: str
-    part: str  # seen, validation or test: whose prompts may ask for it
+    part: str  # one of PARTS: the splits whose prompts may ask for it
 
     @property
     def key(self) -> str:
@@ -80,7 +83,7 @@ class Fact:
 
 @dataclass
 class Knowledge:
-    """All files, parsed. Plain dictionaries keep the shape that a student sees in the YAML."""
+    """All files, parsed. Except for facts and relations, the dictionaries have the structure of the YAML files."""
 
     relations: dict[str, Relation]
     facts: dict[str, Fact]
@@ -96,10 +99,13 @@ class Knowledge:
     manners: dict[str, list[str]]
     writers: dict[str, dict[str, float]]
     labelers: dict[str, Any]
-    everything: set[str] = field(default_factory=set)  # every item of every list, for spotting wrong items
+    everything: set[str] = field(default_factory=set)  # the items of all lists
 
     def category(self, key: str) -> tuple[str, list[str]]:
-        """'lists/fruits' or 'countries/continent/Europe' -> ('fruits', [apple, ...])."""
+        """A list by its key, as (noun, items): "lists/fruits" -> ("fruits", ["apple", ...]).
+
+        The answers of a relation make lists, too: "countries/continent/Europe" -> ("countries in Europe", [...]).
+        """
         if key.startswith("lists/"):
             entry = self.lists[key.removeprefix("lists/")]
             return entry["noun"], list(entry["items"])
@@ -112,12 +118,12 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: restore it with `git checkout data`.") from None
+        raise UserError(f"{path} is missing: restore it with `git checkout data`") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(
-            f"{path}{where} is not valid YAML: correct it or restore it with `git checkout data`."
+            f"{path}{where} is not valid YAML: correct it, or restore it with `git checkout data`"
         ) from None
 
 
@@ -139,7 +145,7 @@ def _facts(folder: Path) -> tuple[dict[str, Relation], dict[str, Fact]]:
             relations[f"{domain}/{name}"] = relation
             for entity_name in answers:
                 position = [str(e["name"]) for e in source["entities"]].index(entity_name)
-                # Every sixth entity of a domain is held out: stages never see a prompt about it, the corpus does.
+                # Every sixth entity is held out: the base reads about it, but SFT, RM and PPO get no prompt about it.
                 held_out = ("test", "validation")[position // 6 % 2]
                 fact = Fact(relation, entity_name, part=held_out if position % 6 == 5 else "seen")
                 facts[fact.key] = fact
@@ -148,7 +154,7 @@ def _facts(folder: Path) -> tuple[dict[str, Relation], dict[str, Fact]]:
 
 @cache
 def load(folder: Path = DATA / "knowledge") -> Knowledge:
-    """Read every knowledge file once. Raises UserError naming the file (and line) that does not parse."""
+    """All knowledge files, read once per process. UserError names a file that is missing or not valid YAML."""
     relations, facts = _facts(folder / "facts")
     knowledge = Knowledge(
         relations=relations,

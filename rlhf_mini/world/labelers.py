@@ -1,47 +1,42 @@
-"""Simulated labelers: they see the parts of the gold score through weights of their own, and slip.
+"""Simulated labelers: each weighs the parts of the gold score differently and makes mistakes.
 
-A labeler's quality of a response is its weighted mean of the parts plus logistic noise; responses are ranked by it,
-and two on the same step of a grid are tied. With logistic noise on both sides the chance of a slip falls with the
-margin between two responses, as it does with people. Judgements are seeded by what is judged, so that the same
-labeler says the same of the same response whenever asked.
+A labeler rates a response by its own weighted mean of the parts plus logistic noise, rounds the rating to a grid, and
+ranks by the result; equal ratings are ties. The larger the difference in quality between two responses, the less
+likely the noise is to swap them, as with people. The noise is seeded by the labeler, prompt and response, so a labeler
+always gives the same response the same rating.
 """
-
-from __future__ import annotations
 
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.world.gold import WEIGHTS, judge
 from rlhf_mini.world.knowledge import load
-
-if TYPE_CHECKING:
-    from rlhf_mini.core.examples import Prompt, Response
 
 
 @dataclass(frozen=True)
 class SimulatedLabeler:
-    """Ranks responses to one prompt; needs the prompt record's `check`."""
+    """Ranks responses to one prompt, which must have a `check`."""
 
     name: str
     weights: dict[str, float]
-    noise: float
-    grid: float
+    noise: float  # scale of the logistic noise
+    grid: float  # ratings are rounded to multiples of this
 
     def quality(self, example: Prompt, response: Response) -> float:
-        """Weighted mean of the gold parts, in [0, 1], plus logistic noise."""
+        """The weighted mean of the gold parts, in [0, 1], plus noise. UserError if the prompt has no `check`."""
         if "check" not in example:
             raise UserError(
-                f"The simulated labelers cannot judge {example.get('id', example['prompt'][-1]['content'])!r}: it has no "
-                "`check`; use prompts of the mini world or give people's rankings with --rankings."
+                f"the simulated labelers cannot judge {example.get('id', example['prompt'][-1]['content'])!r}: it has "
+                "no `check`; use prompts of the mini world, or give rankings by people with --rankings"
             )
         value = judge(example["check"], example["prompt"], response.text, response.ended).weighted(self.weights)
         return value + self.noise * self._logistic(example, response)
 
     def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
-        """Ranks, 1 = best, equal = tied; in the order of `responses`."""
+        """Ranks in the order of `responses`: 1 = best, equal = tied."""
         steps = [round(self.quality(example, response) / self.grid) for response in responses]
         return [1 + sum(other > step for other in steps) for step in steps]
 
@@ -64,10 +59,10 @@ def training_labelers() -> list[SimulatedLabeler]:
 
 
 def heldout_labelers() -> list[SimulatedLabeler]:
-    """The labelers who never train anything: they judge."""
+    """The labelers whose rankings train nothing; they are for evaluation only."""
     return _labelers("held_out")
 
 
 def gold_labeler() -> list[SimulatedLabeler]:
-    """The gold score as a labeler: its own weights, no noise, ties only where scores are equal."""
+    """The gold score as a labeler: gold's weights, no noise, ties only between equal scores."""
     return [SimulatedLabeler("gold", WEIGHTS, noise=0.0, grid=1e-6)]

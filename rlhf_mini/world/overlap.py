@@ -1,7 +1,8 @@
-"""Counts the test questions that the base model has read word for word: `python -m rlhf_mini.world.overlap`.
+"""Counts the test prompts that occur word for word in the base model's corpus. Takes a minute.
 
-Its web is drawn again, as `rlhf_mini.world.base` drew it, and each line is looked up among the test prompts of one
-turn. It takes a minute.
+    python -m rlhf_mini.world.overlap
+
+It draws the corpus again, as `rlhf_mini.world.base` did, and looks up each line among the single-turn test prompts.
 """
 
 from collections.abc import Iterator
@@ -15,27 +16,27 @@ from rlhf_mini.core.examples import read_prompts
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.knowledge import DATA
 
-AT_ONCE = 2000  # documents
+BATCH_SIZE = 2000  # documents
 
 
-def web(base: Checkpoint) -> Iterator[list[str]]:
-    """The documents that the base read, some at a time."""
+def corpus(base: Checkpoint) -> Iterator[list[str]]:
+    """The documents that the base was trained on, in batches."""
     tokenizer, left = AutoTokenizer.from_pretrained(base.path), base.info["options"]["corpus_tokens"]
     drawn = documents(base.info["seed"])
     while left > 0:
-        texts = list(islice(drawn, AT_ONCE))
-        left -= sum(len(ids) + 1 for ids in tokenizer(texts)["input_ids"])  # and an end of text each
+        texts = list(islice(drawn, BATCH_SIZE))
+        left -= sum(len(ids) + 1 for ids in tokenizer(texts)["input_ids"])  # 1 for the eos of each document
         yield texts
 
 
 def main() -> None:
-    records = read_prompts(DATA / "prompts" / "test.jsonl")
-    asked = {record["prompt"][0]["content"] for record in records if len(record["prompt"]) == 1}
-    read: set[str] = set()
-    for texts in track(web(load_checkpoint(DATA / "base", "base")), "overlap: reading the web"):
+    examples = read_prompts(DATA / "prompts" / "test.jsonl")
+    prompts = {example["prompt"][0]["content"] for example in examples if len(example["prompt"]) == 1}
+    found: set[str] = set()
+    for texts in track(corpus(load_checkpoint(DATA / "base", "base")), "overlap: reading the corpus"):
         lines = (line.strip() for text in texts for line in text.split("\n"))
-        read |= asked.intersection(line.removeprefix("Question: ").removeprefix("Q: ") for line in lines)
-    console.print(f"{len(read)} of {len(asked)} test prompts of one turn stand in the base's web word for word")
+        found |= prompts.intersection(line.removeprefix("Question: ").removeprefix("Q: ") for line in lines)
+    console.print(f"{len(found)} of {len(prompts)} single-turn test prompts occur word for word in the base's corpus")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
-"""Prompts of the mini world: ten use cases in InstructGPT's proportions, each with the check that judges a response.
+"""Prompts of the mini world: ten use cases in InstructGPT's proportions, each with a check for its responses.
 
-A `Task` is a prompt with its check and, for the writers of demonstrations, a good body and the ways it can go wrong.
-Nothing here writes files: `rlhf_mini.world.build` does.
+A `Task` is a prompt with its check and, for the writers of demonstrations, a good response and several bad ones.
+`rlhf_mini.world.build` writes the files.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles, has, portion
+from rlhf_mini.core.examples import Messages, Prompt
+from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles, has_any, portion
 
-Messages = list[dict[str, str]]
-
-# Share of each use case among the prompts, % (InstructGPT, table 1; its 99.9 % are scaled to 100 by `choices`).
+# Percentage of each use case among the prompts (Ouyang et al. 2022, table 1). They add up to 99.9; `choices` rescales.
 USE_CASES = {
     "generation": 45.6,
     "open_qa": 12.4,
@@ -28,25 +25,25 @@ USE_CASES = {
     "closed_qa": 2.6,
     "extract": 1.9,
 }
-HARMFUL_SHARE = 0.12  # of the generation, open QA and chat prompts
-MAX_WORDS_SLACK = 8  # words that courtesy may add to what was asked for
+HARMFUL_SHARE = 0.12  # of the generation, open-QA and chat prompts
+MAX_WORDS_SLACK = 8  # words that courtesy may add to the answer
 
 
 @dataclass
 class Task:
-    """A prompt, how to judge a response to it, and bodies for the writers of demonstrations."""
+    """A prompt, the check for its responses, and responses from which writers make demonstrations."""
 
     use_case: str
     kind: str
     prompt: Messages
     check: dict[str, Any]
     good: str
-    wrong: str | None = None  # an answer that is not true
-    partial: str | None = None  # a response that forgets a constraint
-    comply: str | None = None  # does the harmful thing
+    wrong: str | None = None  # an untrue answer
+    partial: str | None = None  # misses one of the requirements
+    comply: str | None = None  # complies with a harmful request
 
-    def record(self, identifier: str, novel: str) -> dict[str, Any]:
-        """The prompt record that stages read; `novel`: what no other split contains (none, entity, phrasing, both)."""
+    def example(self, identifier: str, novel: str) -> Prompt:
+        """The prompt as the stages read it. `novel`: what is in no other split (none, entity, phrasing or both)."""
         words = len(self.good.split())
         check = self.check | {"max_words": words + words // 6 + MAX_WORDS_SLACK}
         return {
@@ -60,12 +57,12 @@ class Task:
 
 
 class Maker:
-    """Draws tasks about the entities, and in the phrasings, of one part: seen, or held out for validation or test."""
+    """Draws tasks with the entities of one part and the phrasings of one part (knowledge.PARTS)."""
 
     def __init__(self, knowledge: Knowledge, rng: random.Random, *, entity: str = "seen", phrasing: str = "seen"):
         self.knowledge, self.rng, self.entity, self.phrasing = knowledge, rng, entity, phrasing
         self.facts = [fact for fact in knowledge.facts.values() if fact.part == entity]
-        self.categories = self._categories()  # keys of the lists to ask for, as `Knowledge.category` takes them
+        self.categories = self._categories()  # keys for `Knowledge.category`
         requests = sorted(knowledge.harmful["requests"], key=lambda request: bool(request.get("held_out")))
         self.requests = portion(requests, sum(bool(request.get("held_out")) for request in requests), entity)
         self.makers: dict[str, list[tuple[float, Callable[[], Task]]]] = {
@@ -85,7 +82,7 @@ class Maker:
         }  # fmt: skip
 
     def draw(self, use_case: str | None = None) -> Task:
-        """A task of this use case, or of one drawn in the paper's proportions."""
+        """A task of this use case; by default of one drawn in the paper's proportions."""
         use_case = use_case or self.rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
         if use_case in ("generation", "open_qa", "chat") and self.rng.random() < HARMFUL_SHARE:
             return self.harmful(use_case)
@@ -104,11 +101,11 @@ class Maker:
         return self._question([*seen, *held_out], len(held_out))
 
     def _question(self, phrasings: Sequence[str], held_out: int = 2) -> str:
-        """One of a plain list of phrasings whose last `held_out` are held out."""
+        """One of the phrasings; the last `held_out` of the list are held out."""
         return self.rng.choice(portion(phrasings, held_out, self.phrasing))
 
     def slot(self, name: str, count: int = 1) -> list[str]:
-        """Different fillers from stories.yaml, held-out ones only when entities are to be new."""
+        """`count` different fillers from stories.yaml, of this maker's part where some are held out."""
         held_out = self.knowledge.stories["held_out"]
         values = self.knowledge.stories[name]
         if name in held_out:
@@ -119,21 +116,21 @@ class Maker:
         return user(fix_articles(self._phrase(self.knowledge.prompts[kind]).format(**slots)))
 
     def text(self, texts: str, /, **slots: Any) -> str:
-        """One of the texts of this name in stories.yaml, filled in."""
+        """One of the templates of this name in stories.yaml, filled in."""
         return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
 
     def _wrong_answer(self, fact: Fact) -> str:
         return self.rng.choice([a for a in fact.relation.pool if a not in fact.accepted])
 
     def state(self, fact: Fact, answer: str) -> str:
-        """A sentence that gives this answer, right or wrong, to the fact's question."""
+        """A sentence that states this answer, right or wrong, to the fact's question."""
         text = fix_articles(self.rng.choice(fact.relation.statements).format(e=fact.entity, a=answer))
         return text[0].upper() + text[1:]
 
     # --- generation --------------------------------------------------------------------------------------------------
 
     def story_text(self, sentences: int) -> tuple[dict[str, str], str, str]:
-        """(slots, story, the same without its thing)."""
+        """(slots, story, the same story about another thing)."""
         (a,), (b,), p = self.slot("heroes"), self.slot("things"), self.rng.choice(self.knowledge.stories["places"])
         slots = {"a": a, "b": b, "p": p}
         middle = [self.text("story_middles", **slots)] if sentences == 3 else []
@@ -214,7 +211,7 @@ class Maker:
         return task
 
     def unknown(self) -> Task:
-        """A question about something that does not exist; the wrong body invents an answer."""
+        """A question about something that does not exist; the wrong response invents an answer."""
         unknown = self.knowledge.unknown
         domain = self.rng.choice(list(unknown["kinds"]))
         names, ask = unknown["kinds"][domain]["names"], unknown["kinds"][domain]["ask"]
@@ -234,7 +231,7 @@ class Maker:
             by_held_out[bool(entry["held_out"])].append(f"lists/{key}")
         for key, relation in self.knowledge.relations.items():
             for position, answer in enumerate(relation.lists):
-                by_held_out[position % 4 == 3].append(f"{key}/{answer}")  # every fourth list of a relation is held out
+                by_held_out[position % 4 == 3].append(f"{key}/{answer}")  # holds out every fourth list of a relation
         return portion([*by_held_out[False], *by_held_out[True]], len(by_held_out[True]), self.entity)
 
     def items(self) -> Task:
@@ -252,7 +249,7 @@ class Maker:
         )  # fmt: skip
 
     def listing(self, items: list[str], noun: str) -> str:
-        """The items as an answer to "Name two birds."."""
+        """The items as an answer to a prompt such as "Name two birds."."""
         joined = ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
         form = self.rng.choice(["{x}.", "Here you go: {x}.", "{n} {noun}: {x}."])
         text = form.format(x=joined, n=NUMBERS[len(items)], noun=noun)
@@ -262,12 +259,12 @@ class Maker:
         exchange = self.rng.choice(list(self.knowledge.chat.values()))
         prompt = user(self._question(exchange["says"]))
         replies = [reply for other in self.knowledge.chat.values() for reply in other["replies"]]
-        unfit = [reply for reply in replies if not any(has(reply, word) for word in exchange["words"])]
+        unfit = [reply for reply in replies if not has_any(reply, exchange["words"])]
         good, partial = self.rng.choice(exchange["replies"]), self.rng.choice(unfit)
         return Task("", "social", prompt, {"reply": exchange["id"]}, good, partial=partial)
 
     def follow_up(self) -> Task:
-        """Two turns: a question with its answer, then the same question for another entity."""
+        """Two turns: a question and its answer, then the same question about another entity."""
         second = self.rng.choice(self.facts)
         same = [f for f in self.facts if f.relation is second.relation and f.accepted[0] != second.accepted[0]]
         if not same:
@@ -329,7 +326,7 @@ class Maker:
         )
 
     def kind_of(self) -> Task:
-        """Which of two classes an entity belongs to, for relations whose answers make lists."""
+        """Which of two kinds an entity is, for relations whose answers make lists."""
         facts = [f for f in self.facts if f.accepted[0] in f.relation.lists and f.relation.name in ("class", "family")]
         fact = self.rng.choice(facts or [f for f in self.facts if f.accepted[0] in f.relation.lists])
         right = fact.accepted[0]
@@ -374,7 +371,7 @@ class Maker:
         asked, text = owners[0], owners[:2]
         self.rng.shuffle(text)
         manners = self.knowledge.manners
-        if self.rng.random() < 0.3:  # unanswerable: somebody who is not in the text
+        if self.rng.random() < 0.3:  # unanswerable: the person is not in the text
             asked = owners[2]
             good, wrong = self.rng.choice(manners["not_in_text"]), f"It is {text[0]['colour']}."
             check: dict[str, Any] = {"unsure": manners["not_in_text_words"]}

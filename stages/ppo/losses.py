@@ -1,140 +1,147 @@
 """The maths of PPO for language models, as pure functions.
 
-Shapes: B episodes, R response tokens. `mask` (B, R) is True on the tokens of a response, through its end of text.
-Every reduction is over the True entries only, so what stands in the False ones never matters (as long as it is finite).
+Shapes: B responses, n tokens of all responses, laid end to end without padding; `rows` says where each response's
+tokens are (rlhf_mini/models/rows.py). There are no masks, and a mean over tokens is a mean.
 
 Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (Schulman et al. 2015, arXiv 1506.02438), the KL-penalised
 reward (Ziegler et al. 2019, arXiv 1909.08593, equation 2; InstructGPT, arXiv 2203.02155, equation 2), the KL estimators
 (Schulman 2020, "Approximating KL divergence").
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from rlhf_mini.models.rows import Rows
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the True entries: a scalar. At least one must be True."""
-    return (x * mask).sum() / mask.sum()
-
-
-def masked_var(x: Tensor, mask: Tensor) -> Tensor:
-    """Unbiased variance over the True entries: a scalar, 0 when there is only one."""
-    squares = (x - masked_mean(x, mask)).square() * mask
-    return squares.sum() / (mask.sum() - 1).clamp(min=1)
-
-
-def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """x (B, R) scaled to variance 1 over the True entries, and shifted to mean 0 if `shift_mean`; 0 elsewhere."""
-    mean = masked_mean(x, mask)
-    whitened = (x - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
-    return (whitened if shift_mean else whitened + mean) * mask
+# --- rewards ---------------------------------------------------------------------------------------------------------
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL per sampled token, estimator k1: unbiased, any one of them may be negative. (B, R), in nats."""
+    """KL per sampled token, estimator k1: unbiased, but a single one may be negative. (n,), in nats."""
     return logprobs - ref_logprobs
 
 
 def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL per sampled token, estimator k2 = d^2 / 2 with d = k1: biased, never negative. (B, R), in nats."""
+    """KL per sampled token, estimator k2 = d^2 / 2 with d = k1: biased, never negative. (n,), in nats."""
     return 0.5 * (logprobs - ref_logprobs).square()
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL per sampled token, estimator k3 = exp(-d) - 1 + d with d = k1: unbiased, never negative. (B, R), in nats."""
+    """KL per sampled token, estimator k3 = exp(-d) - 1 + d with d = k1: unbiased, never negative. (n,), in nats."""
     difference = logprobs - ref_logprobs
     return torch.expm1(-difference) + difference
 
 
+def penalize_missing_eos(scores: Tensor, ended: Tensor, penalty: float) -> Tensor:
+    """Scores (B,) with `penalty` subtracted where the response was truncated (`ended` (B,) is False)."""
+    return scores - penalty * ~ended
+
+
+def compute_rewards(scores: Tensor, kl: Tensor, rows: Rows, kl_coef: float) -> Tensor:
+    """Per-token rewards (n,) from scores (B,) and kl (n,).
+
+    r_t = -kl_coef * kl_t, plus the score once, at the last token of the response.
+    """
+    rewards = -kl_coef * kl
+    return rewards.index_add(0, rows.last, scores)
+
+
 def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, kl_horizon: int, episodes: int) -> float:
-    """The KL coefficient for the next update (Ziegler et al. 2019, section 2.2): a proportional controller.
+    """The KL coefficient for the next iteration (Ziegler et al. 2019, section 2.2): a proportional controller.
 
     beta <- beta * (1 + clip(KL / target - 1, -0.2, 0.2) * episodes / horizon)
 
-    `kl` is summed over each response and averaged over them, in nats, as `kl_target` is: fed with a mean over tokens
-    instead, beta would fall to nothing. `kl_horizon` is in episodes.
+    `kl` is summed over each response and averaged over responses, in nats, as is `kl_target`: fed with a mean over
+    tokens instead, beta would fall to nothing. `kl_horizon` is in episodes.
     """
     error = max(-0.2, min(0.2, kl / kl_target - 1))
     return kl_coef * (1 + error * episodes / kl_horizon)
 
 
-def penalize_missing_eos(scores: Tensor, ended: Tensor, penalty: float) -> Tensor:
-    """Scores (B,) with `penalty` subtracted where the response was cut instead of ending (`ended` (B,) is False)."""
-    return scores - penalty * ~ended
+# --- advantages ------------------------------------------------------------------------------------------------------
 
 
-def compute_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Per-token rewards (B, R) from scores (B,) and kl (B, R).
+class Advantages(NamedTuple):
+    """What GAE gives for each token."""
 
-    r_t = -kl_coef * kl_t, plus the score once, at the last token of the response. 0 where masked.
-    """
-    rewards = -kl_coef * kl * mask
-    last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)  # (B, 1)
-    return rewards.scatter_add(1, last, scores.unsqueeze(1))
+    advantages: Tensor  # (n,), not whitened
+    returns: Tensor  # (n,), advantages + values
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438, equation 16), and what the values should have been.
+def gae(rewards: Tensor, values: Tensor, rows: Rows, gamma: float, gae_lambda: float) -> Advantages:
+    """Generalised advantage estimation (arXiv 1506.02438, equation 16), and the targets of the values.
 
     delta_t = r_t + gamma * V_{t+1} - V_t          with V = 0 after the end
     A_t     = delta_t + gamma * lambda * A_{t+1}   with A = 0 after the end
 
     Args:
-        rewards, values: (B, R).
-
-    Returns:
-        advantages (B, R), not whitened, and returns = advantages + values (B, R); both 0 where masked.
+        rewards, values: (n,).
     """
-    values = values * mask
-    rewards = rewards * mask
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # (B, R)
-    deltas = rewards + gamma * next_values - values  # (B, R)
-    advantage = torch.zeros_like(values[:, 0])  # (B,)
-    reversed_advantages = []
-    for t in reversed(range(values.shape[1])):
-        advantage = deltas[:, t] + gamma * gae_lambda * advantage
-        reversed_advantages.append(advantage)
-    advantages = torch.stack(reversed_advantages[::-1], dim=1)  # (B, R); 0 after the end, where every delta is 0
-    return advantages, advantages + values
+    next_values = values.roll(-1).index_fill(0, rows.last, 0.0)  # (n,)
+    deltas = rewards + gamma * next_values - values  # (n,)
+    advantages = deltas.clone()
+    for t in reversed(range(rows.shape[1] - 1)):  # backwards through time, all responses with a token t + 1 together
+        here = rows.first[rows.lengths > t + 1] + t
+        advantages[here] = deltas[here] + gamma * gae_lambda * advantages[here + 1]
+    return Advantages(advantages=advantages, returns=advantages + values)
 
 
-def policy_loss(
-    new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped objective (arXiv 1707.06347, equation 7), negated to be minimised.
+def whiten(x: Tensor, rows: Rows, shift_mean: bool = True) -> Tensor:
+    """x (n,) scaled to variance 1, and shifted to mean 0 if `shift_mean`."""
+    mean = _sum(x, rows) / len(x)
+    variance = _sum((x - mean).square(), rows) / max(1, len(x) - 1)
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return whitened if shift_mean else whitened + mean
+
+
+def _sum(x: Tensor, rows: Rows) -> Tensor:
+    """The sum of x (n,), added up in the order of (B, R) rows padded with zeros: floating-point sums depend on their
+    order, and the published figures belong to weights that were trained in this one."""
+    return rows.unpack(x).sum()
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+class Clipped(NamedTuple):
+    """A clipped loss."""
+
+    loss: Tensor  # scalar
+    clip_fraction: Tensor  # scalar: share of tokens for which the clipped term is the larger one
+
+
+def policy_loss(new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, clip_range: float) -> Clipped:
+    """PPO's clipped objective (arXiv 1707.06347, equation 7), negated to be minimised. Arguments (n,).
 
     L = mean_t max(-A_t * ratio_t, -A_t * clip(ratio_t, 1 - eps, 1 + eps)),  ratio_t = exp(new_logprob_t - logprob_t)
-
-    Returns:
-        The loss, and the share of tokens whose gain is cut off by the clip; both scalars.
     """
-    ratio = torch.exp((new_logprobs - logprobs) * mask)  # (B, R)
+    ratio = torch.exp(new_logprobs - logprobs)  # (n,)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
+    return Clipped(torch.maximum(unclipped, clipped).mean(), (clipped > unclipped).float().mean())
 
 
-def value_loss(
-    new_values: Tensor, values: Tensor, returns: Tensor, mask: Tensor, clip_range_value: float
-) -> tuple[Tensor, Tensor]:
+def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, clip_range_value: float) -> Clipped:
     """Squared error of the values, clipped around those at rollout (OpenAI baselines' ppo2; arXiv 2005.12729).
 
     L = mean_t 0.5 * max((V_t - G_t)^2, (V_old_t + clip(V_t - V_old_t, -eps, eps) - G_t)^2)
-
-    Returns:
-        The loss, and the share of tokens whose error is held by the clip; both scalars.
     """
     near = values + (new_values - values).clamp(-clip_range_value, clip_range_value)
     unclipped = (new_values - returns).square()
     clipped = (near - returns).square()
-    return 0.5 * masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
+    return Clipped(0.5 * torch.maximum(unclipped, clipped).mean(), (clipped > unclipped).float().mean())
 
 
-def approx_kl(new_logprobs: Tensor, logprobs: Tensor, mask: Tensor) -> Tensor:
-    """How far this update has moved the policy: mean_t 0.5 * (new_logprob_t - logprob_t)^2 (k2), a scalar in nats."""
-    return 0.5 * masked_mean((new_logprobs - logprobs).square(), mask)
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def approx_kl(new_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+    """How far the update has moved the policy: mean_t 0.5 * (new_logprob_t - logprob_t)^2 (k2), a scalar in nats."""
+    return 0.5 * (new_logprobs - logprobs).square().mean()
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """1 - var(returns - values) / var(returns): 1 for perfect values, 0 for a constant. A scalar."""
-    return 1 - masked_var(returns - values, mask) / (masked_var(returns, mask) + 1e-8)
+    return 1 - (returns - values).var() / (returns.var() + 1e-8)

@@ -1,4 +1,4 @@
-"""What PPO is to maximise: a reward model's checkpoint, or any function of prompts and responses.
+"""What PPO maximises: a reward model's checkpoint, or any function of prompts and responses.
 
     python -m stages.ppo                                            # the run's own reward model, runs/default/rm
     python -m stages.ppo --reward runs/other/rm
@@ -15,9 +15,10 @@ from typing import Any
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Response
-from rlhf_mini.models.scoring import score_texts
+from rlhf_mini.models.scoring_next import score_texts
+from rlhf_mini.models.text import EncodedPrompt
 
-Reward = Callable[[Sequence[Messages], Sequence[Response]], list[float]]
+Reward = Callable[[Sequence[EncodedPrompt], Sequence[Response]], list[float]]
 
 
 def of_model(reward_model: Any, tokenizer: Any) -> Reward:
@@ -26,14 +27,15 @@ def of_model(reward_model: Any, tokenizer: Any) -> Reward:
 
 
 def of_function(function: Callable[[list[Messages], list[str]], Sequence[float]], name: str) -> Reward:
-    """UserError when it does not return a finite number for each response."""
+    """A user's function as a reward. UserError if it does not return a finite number for each response."""
 
-    def reward(prompts: Sequence[Messages], responses: Sequence[Response]) -> list[float]:
-        scores = [float(score) for score in function(list(prompts), [response.text for response in responses])]
+    def reward(prompts: Sequence[EncodedPrompt], responses: Sequence[Response]) -> list[float]:
+        texts = [response.text for response in responses]
+        scores = [float(score) for score in function([prompt.messages for prompt in prompts], texts)]
         if len(scores) != len(responses):
             raise UserError(f"--reward {name} returned {len(scores)} numbers for {len(responses)} responses")
         if not all(math.isfinite(score) for score in scores):
-            raise UserError(f"--reward {name} returned a number that is not finite: look at what it divides by")
+            raise UserError(f"--reward {name} returned a number that is not finite: check what it divides by")
         return scores
 
     return reward
@@ -48,5 +50,5 @@ def short(prompts: list[Messages], responses: list[str]) -> list[float]:
 
 
 def please(prompts: list[Messages], responses: list[str]) -> list[float]:
-    """1 for a response that holds the word "happy"."""
+    """1 for a response that contains the word "happy"."""
     return [float("happy" in response.lower()) for response in responses]

@@ -9,7 +9,7 @@ def main() -> None:
     options = parse_options(
         RMOptions, prog="python -m stages.rm", description="Step 2: train a reward model on rankings."
     )
-    from stages.rm.train import train_rm  # imports torch and TRL's trainer; --help should not wait for them
+    from stages.rm.train import train_rm  # imports torch, for which --help should not wait
 
     train_rm(options)
 

@@ -3,10 +3,10 @@
     python -m stages.rm                                  # runs/default/sft + data/prompts/rm.jsonl -> runs/default/rm
     python -m stages.rm --rankings my_rankings.jsonl     # people's rankings instead of simulated ones
 
-K responses to each prompt are sampled from the SFT model, a labeler ranks them, and a model with a scalar head in the
-place of the vocabulary learns to give the better ones the higher scores. What to inspect: rankings.jsonl beside the
-checkpoint, to see what was ranked and whether you would agree; the table at the end, to see that the reward model errs
-about as often as the labelers disagree.
+K responses to each prompt are sampled from the SFT model and ranked by a labeler. A model with a scalar head in place
+of the vocabulary head learns to give better responses higher scores. What to inspect: rankings.jsonl beside the
+checkpoint (would you rank the responses the same way?), and the table at the end, where the reward model should agree
+with the labelers about as often as they agree among themselves.
 
 As in the paper: the SFT model as the backbone, all pairs of a prompt as one element of the batch (loss.py), ties
 dropped, one epoch, cosine to 10 %, a constant that puts demonstrations at a mean score of 0.
@@ -15,23 +15,22 @@ Departures:
 - the head starts with a standard deviation of 1 / sqrt(d + 1), as in Stiennon et al. 2020 (arXiv 2009.01325), B.1.
 - responses are sampled at temperature 0.7, as PPO does: at 1, a model of a million parameters babbles.
 - labelers are simulated, and each prompt is ranked by one of them.
+- batches hold prompts whose longest responses have a similar length, which saves padding in attention.
 
-TRL's RewardTrainer does the padding token, dropout, optimizer and loop. It knows pairs only (chosen, rejected), so the
-preparation of the data, the batches and the loss are replaced by ours for K responses.
+Shapes: B prompts of a batch, K the most responses to one of them, M all their responses, N tokens of these end to end.
 """
 
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from trl import RewardConfig, RewardTrainer
 
-from rlhf_mini.core.checkpoints import finish, load_checkpoint, writing
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
@@ -45,57 +44,34 @@ from rlhf_mini.core.examples import (
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
-from rlhf_mini.models.packing import Rows, packed
-from rlhf_mini.models.sampling import context_length, encode_prompts, encode_response, respond
-from rlhf_mini.models.scoring import right_pad, score_texts, with_scalar_head
-from rlhf_mini.training.trainer import Progress, StageTrainer, train, trainer_settings
-from stages.rm.agreement import rankings_evaluation, score_groups, simulated_evaluation, table
+from rlhf_mini.models.forward import forward_pass
+from rlhf_mini.models.rows import Rows
+from rlhf_mini.models.sampling_next import respond
+from rlhf_mini.models.scoring_next import score_texts, with_scalar_head
+from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
+from rlhf_mini.training.loop import Objective, train
+from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
 
-
-class KWiseTrainer(StageTrainer, RewardTrainer):
-    """TRL's RewardTrainer for K ranked responses a prompt instead of one chosen and one rejected."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # `encode` below has done it
-
-    def _lengths(self) -> list[int]:
-        return [max(len(ids) for ids in responses) for responses in self.train_dataset["input_ids"]]
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        mask, ranks = inputs["mask"], inputs["ranks"]  # (B, K)
-        # N forward passes for the N = mask.sum() responses of the batch, in one call, each read at its last token.
-        lengths = inputs["attention_mask"].sum(-1)  # (N,)
-        rows = Rows(lengths)
-        with packed(model) as read:
-            flat = read(rows.pack(inputs["input_ids"]), rows, keep=lengths.cumsum(0) - 1)  # (N, 1)
-        scores = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, flat.squeeze(-1).float())  # (B, K)
-        with torch.no_grad():
-            better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]  # (B, K, K)
-            right = (scores[:, :, None] > scores[:, None, :])[better].float().mean()
-        self._metrics["train"]["accuracy"].append(right.item())
-        return k_wise_loss(scores, ranks, mask)
+T = TypeVar("T")
 
 
-class KWiseCollator:
-    """Makes a batch of B prompts with up to K responses each; N counts all the responses."""
+class Example(NamedTuple):
+    """A ranking in tokens."""
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    input_ids: list[list[int]]
+    """(K, tokens): each response after its prompt."""
+    ranks: list[int]
+    """(K,)."""
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = right_pad([ids for e in examples for ids in e["input_ids"]], self.pad_token_id)
-        ranks, mask = right_pad([example["ranks"] for example in examples], 0)
-        # (N, T), (N, T), (B, K), (B, K)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "ranks": ranks, "mask": mask.bool()}
+    @property
+    def length(self) -> int:
+        return max(len(ids) for ids in self.input_ids)
 
 
 def train_rm(options: RMOptions) -> None:
     started = time.time()
-    disable_progress_bars()
     sft = load_checkpoint(options.run_dir / "sft", "sft")
     tokenizer = AutoTokenizer.from_pretrained(sft.path)
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
@@ -109,85 +85,105 @@ def train_rm(options: RMOptions) -> None:
     validation = first(read_prompts(options.validation), options.num_validation_prompts)
 
     files = [options.rankings or options.prompts, options.validation, options.demonstrations]
-    with (
-        Resume(options.run_dir, "rm", command_of(options, files, parents=[sft]), started) as resume,
-        writing(options.run_dir, "rm") as folder,
-        Progress(folder, "rm: training") as progress,
-    ):
-        # 1. Rankings: K responses to each prompt from the SFT model, ranked by a labeler.
+    command = command_of(options, files, parents=[sft])
+    with Resume(options.run_dir, "rm", command, started) as resume, writing(options.run_dir, "rm") as folder:
         saved = resume.load(folder)
-        started = resume.started  # earlier, if it goes on
-        if saved or options.rankings:
+        provenance: dict[str, Any] = dict(
+            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=[sft]
+        )
+
+        # 1. Rankings: K responses to each prompt from the SFT model, ranked by a labeler.
+        if saved is not None or options.rankings:
             rankings = read_rankings(folder / "rankings.jsonl" if saved else options.rankings)
         else:
-            groups = sample_groups(sft_model, tokenizer, prompts, options, options.seed, "rm: sampling responses")
+            encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
+            groups = sample_groups(sft_model, tokenizer, encoded, options, options.seed, "rm: sampling responses")
             rankings = rank(prompts, groups, labelers["training"], options.seed)
         write_jsonl(folder / "rankings.jsonl", rankings)
-        if not saved and options.save_steps:
-            resume.save(folder, 0, {}, {})  # killed from here on, it does not sample again
-        # The labelers of the mini world judge its prompts only; for others, some rankings are kept aside to measure on.
-        own_world = not options.rankings and all("check" in prompt for prompt in prompts)
-        aside: list[Ranking] = []
-        if not own_world:
-            rankings, aside = split_by_prompt(rankings, options.heldout_share, options.seed)
+        if saved is None and options.save_steps:
+            resume.save(folder, 0, {}, {})  # if the stage is killed from here on, it does not sample again
+        # The simulated labelers can judge prompts of the mini world only. For others, some rankings are held out.
+        held_out: list[Ranking] = []
+        if options.rankings or not all("check" in example for example in prompts):
+            rankings, held_out = split_by_prompt(rankings, options.heldout_share, options.seed)
 
         # 2. The SFT model with a scalar head, trained on all pairs of each prompt together.
-        reward_model = with_scalar_head(sft.path, options.seed)
-        trainer = KWiseTrainer(
-            model=reward_model,
-            args=RewardConfig(**trainer_settings(options, folder), remove_unused_columns=False),
-            train_dataset=Dataset.from_list(encode(reward_model, tokenizer, rankings)),
-            data_collator=KWiseCollator(tokenizer.pad_token_id),
-            processing_class=tokenizer,
-            callbacks=[progress],
-        )
-        metrics: dict[str, Any] = {"rankings": len(rankings), "rankings_kept_aside": len(aside)}
-        metrics["pairs"] = sum(len(pairs(ranking["ranks"])) for ranking in rankings)
-        what: dict[str, Any] = dict(
-            tokenizer=tokenizer, options=options, seed=options.seed, started=started, parents=[sft], metrics=metrics
-        )
-        train(trainer, resume, saved, **what)
-        reward_model.eval()
+        reward_model = with_scalar_head(sft.path, options.seed)  # in eval mode: without dropout
+        reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
+        counts = {
+            "rankings": len(rankings),
+            "rankings_kept_aside": len(held_out),
+            "pairs": sum(len(pairs(ranking["ranks"])) for ranking in rankings),
+        }
+        train(
+            reward_model, encode(reward_model, tokenizer, rankings), lambda batch: objective(reward_model, batch),
+            options, resume=resume, saved=saved, folder=folder, metrics=counts, provenance=provenance,
+        )  # fmt: skip
 
         # 3. The constant that puts demonstrations at a mean score of 0, saved in config.json.
-        reward_model.config.reward_mean = mean_score(reward_model, tokenizer, demonstrations, options)
-        metrics["reward_mean"] = reward_model.config.reward_mean
+        reward_mean = mean_score(reward_model, tokenizer, demonstrations, options)
+        reward_model.config.reward_mean = reward_mean
 
         # 4. Does it order responses as labelers do?
-        if aside:
-            groups = [as_responses(ranking) for ranking in aside]
-            metrics.update(rankings_evaluation(score_groups(reward_model, tokenizer, aside, groups), aside))
-        groups = sample_groups(
-            sft_model, tokenizer, validation, options, options.seed + 1, "rm: sampling for validation"
-        )
-        scores = score_groups(reward_model, tokenizer, validation, groups)
-        metrics["score_std"] = torch.tensor([score for group in scores for score in group]).std().item()
-        metrics.update(simulated_evaluation(scores, validation, groups, labelers))
-        finish(folder, stage="rm", model=reward_model, **what)
+        shares: dict[str, Share] = {}
+        if held_out:
+            encoded = encode_prompts(tokenizer, [ranking["prompt"] for ranking in held_out])
+            groups = [as_responses(ranking) for ranking in held_out]
+            shares |= rankings_evaluation(score_groups(reward_model, tokenizer, encoded, groups), held_out)
+        encoded = encode_prompts(tokenizer, [example["prompt"] for example in validation])
+        groups = sample_groups(sft_model, tokenizer, encoded, options, options.seed + 1, "rm: sampling for validation")
+        scores = score_groups(reward_model, tokenizer, encoded, groups)
+        shares |= simulated_evaluation(scores, validation, groups, labelers)
 
-    console.print(table(metrics))
-    console.print(f"rm: {options.run_dir / 'rm'} written after {time.time() - started:.0f} s", soft_wrap=True)
+        score_std = torch.tensor([score for group in scores for score in group]).std().item()
+        metrics = {**counts, "reward_mean": reward_mean, "score_std": score_std, **shares}
+        save_checkpoint(folder, stage="rm", model=reward_model, metrics=metrics, **provenance)
+
+    console.print(table(shares))
+    console.print(f"rm: {options.run_dir / 'rm'} written after {time.time() - resume.started:.0f} s", soft_wrap=True)
+
+
+def objective(model: PreTrainedModel, batch: Sequence[Example]) -> Objective:
+    """The K-wise loss of B rankings, and the share of their pairs that the scores order right."""
+    groups = Rows([len(example.ranks) for example in batch], device=model.device)  # the M responses, by prompt
+    scores = groups.unpack(score_responses(model, batch))  # (B, K)
+    ranks = groups.unpack(torch.tensor([rank for example in batch for rank in example.ranks], device=model.device))
+    mask = torch.arange(ranks.shape[1], device=model.device) < groups.lengths.unsqueeze(1)  # (B, K)
+    with torch.no_grad():
+        better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]  # (B, K, K)
+        accuracy = (scores[:, :, None] > scores[:, None, :])[better].float().mean()
+    return Objective(k_wise_loss(scores, ranks, mask), {"accuracy": accuracy})
+
+
+def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
+    """The score of each of the M responses of a batch: the scalar at its last token. (M,)."""
+    responses = [ids for example in batch for ids in example.input_ids]
+    rows = Rows([len(ids) for ids in responses], device=model.device)
+    input_ids = torch.tensor([token for ids in responses for token in ids], device=model.device)  # (N,)
+    with forward_pass(model) as forward:
+        return forward(input_ids, rows, keep=rows.last).squeeze(-1)
 
 
 # --- rankings --------------------------------------------------------------------------------------------------------
 
 
-def first(records: list[Prompt], number: int) -> list[Prompt]:
-    return records[:number] if number > 0 else records
+def first(examples: list[T], number: int) -> list[T]:
+    return examples[:number] if number > 0 else examples
 
 
 def sample_groups(
-    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[Prompt], options: RMOptions, seed: int, description: str
-) -> list[list[Response]]:
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt], options: RMOptions, seed: int,
+    description: str,
+) -> list[list[Response]]:  # fmt: skip
     """For each prompt the different ones of its K sampled responses; two that are alike cannot be ranked."""
     responses = respond(
         model,
         tokenizer,
-        [record["prompt"] for record in prompts for _ in range(options.num_responses)],
+        [prompt for prompt in prompts for _ in range(options.num_responses)],
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         seed=seed,
-        batch_size=256,  # a quarter less CPU time than 64
+        batch_size=256,  # takes a quarter less CPU time than 64
         description=description,
     )
     starts = range(0, len(responses), options.num_responses)
@@ -195,20 +191,22 @@ def sample_groups(
     return [list({(one.text, one.ended): one for one in group}.values()) for group in groups]
 
 
-def rank(prompts: list[Prompt], groups: list[list[Response]], labelers: Sequence[Labeler], seed: int) -> list[Ranking]:
-    """Ranking records: each prompt with its responses, ranked by one labeler. Without two different responses: none."""
+def rank(
+    prompts: Sequence[Prompt], groups: Sequence[list[Response]], labelers: Sequence[Labeler], seed: int
+) -> list[Ranking]:
+    """The groups ranked, each by one labeler drawn by `seed`. A prompt with fewer than two responses is left out."""
     rng = random.Random(seed)
-    rankings = []
-    for record, responses in zip(prompts, groups, strict=True):
+    rankings: list[Ranking] = []
+    for prompt, responses in zip(prompts, groups, strict=True):
         labeler = rng.choice(labelers)
         if len(responses) < 2:
             continue
         rankings.append(
             {
-                **record,
+                **prompt,
                 "responses": [response.text for response in responses],
                 "ended": [response.ended for response in responses],
-                "ranks": labeler.rank(record, responses),
+                "ranks": labeler.rank(prompt, responses),
                 "labeler": labeler.name,
             }
         )
@@ -216,50 +214,56 @@ def rank(prompts: list[Prompt], groups: list[list[Response]], labelers: Sequence
 
 
 def as_responses(ranking: Ranking) -> list[Response]:
-    """A ranking's texts. They are encoded anew: we train on what rankings.jsonl says, wherever it comes from."""
+    """A ranking's texts, without tokens: training uses what rankings.jsonl says, wherever it comes from."""
     ended = ranking.get("ended", [True] * len(ranking["responses"]))
     return [Response(text, end) for text, end in zip(ranking["responses"], ended, strict=True)]
 
 
 def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
-    """Rankings to train on and rankings to measure on. All rankings of one prompt are on the same side."""
+    """Rankings to train on and held-out rankings. All rankings of one prompt are on the same side.
+
+    Raises:
+        UserError: there is only one prompt.
+    """
     texts = ["\n".join(message["content"] for message in ranking["prompt"]) for ranking in rankings]
     prompts = list(dict.fromkeys(texts))
     if len(prompts) < 2:
         raise UserError(
-            "the rankings are all of one prompt: rank responses to at least two, one is kept aside to measure on"
+            "the rankings are all of one prompt: rank responses to at least two, one is held out for evaluation"
         )
-    aside = set(random.Random(seed).sample(prompts, max(1, round(share * len(prompts)))))
-    train_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text not in aside]
-    measure_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text in aside]
+    held_out = set(random.Random(seed).sample(prompts, max(1, round(share * len(prompts)))))
+    train_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text not in held_out]
+    measure_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text in held_out]
     return train_on, measure_on
 
 
-def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: list[Ranking]) -> list[dict[str, Any]]:
-    """Tokens (prompt + response) of each response and the ranks, for rankings that order at least one pair.
+def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Ranking]) -> list[Example]:
+    """The rankings in tokens. Those that order no pair are left out.
 
-    UserError names a ranking that is longer than the model's context.
+    Raises:
+        UserError: a response is longer than the model's context, or there is no pair at all.
     """
     examples = []
     positions = context_length(model)
-    for ranking, prompt_ids in zip(rankings, encode_prompts(tokenizer, [r["prompt"] for r in rankings]), strict=True):
+    prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
+    for ranking, prompt in zip(rankings, prompts, strict=True):
         if not pairs(ranking["ranks"]):
             continue
-        input_ids = [prompt_ids + encode_response(tokenizer, r.text, r.ended) for r in as_responses(ranking)]
-        longest = max(len(ids) for ids in input_ids)
-        if positions is not None and longest > positions:
+        responses = [encode_response(tokenizer, each.text, each.ended) for each in as_responses(ranking)]
+        example = Example([prompt.ids + ids for ids in responses], ranking["ranks"])
+        if positions is not None and example.length > positions:
             beginning = ranking["prompt"][-1]["content"][:60]
             raise UserError(
-                f"the ranking whose prompt begins {beginning!r} has a response that makes {longest} tokens with the "
-                f"prompt, but the model's context has {positions}: shorten it"
+                f"the ranking whose prompt begins {beginning!r} has a response that makes {example.length} tokens with "
+                f"the prompt, but the model's context has {positions}: shorten it"
             )
-        examples.append({"input_ids": input_ids, "ranks": ranking["ranks"]})
+        examples.append(example)
     if not examples:
         raise UserError("there is nothing to learn from: in all rankings the responses are alike or tied")
     return examples
 
 
-# --- model -----------------------------------------------------------------------------------------------------------
+# --- normalization ---------------------------------------------------------------------------------------------------
 
 
 def mean_score(
@@ -268,6 +272,7 @@ def mean_score(
     """The mean score of a random part of the demonstrations."""
     size = min(options.normalization_size, len(demonstrations))
     some = random.Random(options.seed).sample(demonstrations, size)
-    responses = [Response(record["completion"][0]["content"], ended=True) for record in some]
-    scores = score_texts(model, tokenizer, [record["prompt"] for record in some], responses)
+    prompts = encode_prompts(tokenizer, [example["prompt"] for example in some])
+    responses = [Response(example["completion"][0]["content"], ended=True) for example in some]
+    scores = score_texts(model, tokenizer, prompts, responses)
     return sum(scores) / len(scores)

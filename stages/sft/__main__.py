@@ -7,7 +7,7 @@ from stages.sft.options import SFTOptions
 
 def main() -> None:
     options = parse_options(SFTOptions, prog="python -m stages.sft", description="Step 1: fine-tune on demonstrations.")
-    from stages.sft.train import train_sft  # imports torch and TRL's trainer; --help should not wait for them
+    from stages.sft.train import train_sft  # imports torch, for which --help should not wait
 
     train_sft(options)
 

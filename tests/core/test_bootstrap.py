@@ -1,4 +1,4 @@
-"""Bootstrap intervals against what is known about them."""
+"""Bootstrap intervals against closed forms and SciPy."""
 
 import numpy as np
 import pytest
@@ -13,18 +13,18 @@ def test_a_constant_has_no_spread() -> None:
 
 def test_interval_of_a_coin_is_the_normal_one() -> None:
     coin = np.repeat([0.0, 1.0], 200)[:, None]  # (400, 1): standard error sqrt(1/4 / 400) = 0.025
-    (figure,) = mean_intervals(coin)
-    assert figure["mean"] == 0.5
-    assert figure["low"] == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
-    assert figure["high"] == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
-    assert mean_intervals(coin) == [figure]
+    (estimate,) = mean_intervals(coin)
+    assert estimate["mean"] == 0.5
+    assert estimate["low"] == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert estimate["high"] == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    assert mean_intervals(coin) == [estimate]
 
 
 def test_a_missing_value_is_left_out() -> None:
-    figures = mean_intervals(np.array([[1.0, np.nan, np.nan], [0.0, 3.0, np.nan]]))
-    assert [figure["mean"] for figure in figures[:2]] == [0.5, 3.0]
-    assert (figures[1]["low"], figures[1]["high"]) == (3.0, 3.0)
-    assert np.isnan([figures[2][key] for key in ("mean", "low", "high")]).all()
+    estimates = mean_intervals(np.array([[1.0, np.nan, np.nan], [0.0, 3.0, np.nan]]))
+    assert [estimate["mean"] for estimate in estimates[:2]] == [0.5, 3.0]
+    assert (estimates[1]["low"], estimates[1]["high"]) == (3.0, 3.0)
+    assert np.isnan([estimates[2][key] for key in ("mean", "low", "high")]).all()
 
 
 def test_resamples_weigh_prompts_by_their_pairs() -> None:
@@ -42,9 +42,9 @@ def test_columns_share_their_resamples() -> None:
 
 def test_against_scipy() -> None:
     values = np.random.default_rng(0).random(200)
-    (figure,) = mean_intervals(values[:, None])
+    (estimate,) = mean_intervals(values[:, None])
     peer = scipy.stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
-    assert (figure["low"], figure["high"]) == (pytest.approx(peer.low, abs=0.004), pytest.approx(peer.high, abs=0.004))
+    assert [estimate["low"], estimate["high"]] == pytest.approx([peer.low, peer.high], abs=0.004)
 
 
 def test_nothing_to_divide_by() -> None:

@@ -1,12 +1,14 @@
-"""Checkpoints: whole or not there, and never built on when something is wrong with them."""
+"""Checkpoints: complete or absent, and never used when something is wrong with them."""
 
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,9 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_mini.core import checkpoints
-from rlhf_mini.core.checkpoints import Checkpoint, finish, load_checkpoint, save_last_good, writing
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, save_last_good, writing
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.files import MetricsLog, sha256
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Options:
 
 
 def contents(base: Path, change: float = 0.0, **more: Any) -> dict[str, Any]:
-    """What `finish` takes: the nano model, with `change` added to its weights so that each stage's sha256 differs."""
+    """What `save_checkpoint` takes. `change` is added to the nano model's weights, so that sha256 sums differ."""
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         model.transformer.wte.weight += change
@@ -40,7 +42,7 @@ def contents(base: Path, change: float = 0.0, **more: Any) -> dict[str, Any]:
 
 def make(run_dir: Path, stage: str, base: Path, change: float = 0.0, parents: list[Checkpoint] | None = None) -> Path:
     with writing(run_dir, stage) as folder:
-        finish(folder, stage=stage, parents=parents or [], **contents(base, change))
+        save_checkpoint(folder, stage=stage, parents=parents or [], **contents(base, change))
     return run_dir / stage
 
 
@@ -50,7 +52,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """runs/x as the Makefile has it: relative to the folder the command is run in."""
+    """runs/x as the Makefile has it: relative to the working directory."""
     monkeypatch.chdir(tmp_path)
     return Path("runs/x")
 
@@ -64,7 +66,7 @@ def test_a_checkpoint_says_where_it_comes_from_and_loads_plainly(nano_base: Path
         assert folder == Path("runs/x/sft.partial")
         MetricsLog(folder / "metrics.jsonl").log(step=1, loss=3.0)
         what = contents(nano_base, 0.5, metrics={"loss": torch.tensor(2.5), "worst": float("nan")})
-        finish(folder, stage="sft", parents=[base], **what)
+        save_checkpoint(folder, stage="sft", parents=[base], **what)
     assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
 
     info = json.loads((run_dir / "sft" / "stage.json").read_text())
@@ -91,10 +93,10 @@ def test_a_checkpoint_says_where_it_comes_from_and_loads_plainly(nano_base: Path
 def test_the_sha256_is_that_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert checkpoints.sha256(tmp_path / "abc") == expected
+    assert sha256(tmp_path / "abc") == expected
 
 
-def test_a_new_checkpoint_takes_the_place_of_the_old(nano_base: Path, run_dir: Path) -> None:
+def test_a_new_checkpoint_replaces_the_old(nano_base: Path, run_dir: Path) -> None:
     make(run_dir, "sft", nano_base)
     (run_dir / "sft" / "left-over.txt").write_text("of the old one")
     make(run_dir, "sft", nano_base, change=1.0)
@@ -148,11 +150,11 @@ def test_a_disk_that_fills_up_at_any_step(
     elif full == "stage.json":
         monkeypatch.setattr(Path, "write_text", write_text)
     elif full == "fsync":
-        monkeypatch.setattr(checkpoints.os, "fsync", no_space)
+        monkeypatch.setattr(os, "fsync", no_space)
     else:
         monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(OSError, match="No space left"), writing(run_dir, "sft") as folder:
-        finish(folder, stage="sft", **what)
+        save_checkpoint(folder, stage="sft", **what)
     assert snapshot(run_dir / "sft") == before
     assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
 
@@ -163,14 +165,14 @@ def test_a_first_run_that_fails_leaves_no_folder(run_dir: Path) -> None:
     assert not run_dir.exists()
 
 
-def test_leaving_the_block_without_finish_is_a_bug(run_dir: Path) -> None:
-    with pytest.raises(RuntimeError, match="call finish"), writing(run_dir, "sft"):
+def test_leaving_the_block_without_saving_is_a_bug(run_dir: Path) -> None:
+    with pytest.raises(RuntimeError, match="call save_checkpoint"), writing(run_dir, "sft"):
         pass
     assert not run_dir.exists()
 
 
 def test_what_a_killed_process_left_is_cleared(nano_base: Path, run_dir: Path) -> None:
-    """A real process, killed while it writes: nothing of it counts, and the next start sweeps it up."""
+    """A real process, killed while it writes: its lock does not outlive it, and the next start cleans up."""
     code = (
         "import pathlib, time; from rlhf_mini.core.checkpoints import writing\n"
         "with writing('runs/x', 'sft') as folder:\n"
@@ -183,11 +185,15 @@ def test_what_a_killed_process_left_is_cleared(nano_base: Path, run_dir: Path) -
     )
     try:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        with pytest.raises(UserError, match="another process is writing"), writing(run_dir, "sft"):
+        with pytest.raises(UserError) as refused, writing(run_dir, "sft"):
             raise AssertionError("two processes write one checkpoint")
+        assert str(refused.value) == ("another process is writing runs/x/sft: wait for it, or choose another run")
+        assert (run_dir / "sft.partial" / "metrics.jsonl").exists()  # the refusal touched nothing
+        make(run_dir, "rm", nano_base)  # another checkpoint has another lock
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate()
+    shutil.rmtree(run_dir / "rm")
     assert (run_dir / "sft.partial" / "metrics.jsonl").exists()
     with pytest.raises(UserError, match="there is no sft checkpoint"):
         load_checkpoint(run_dir / "sft", "sft")
@@ -196,9 +202,29 @@ def test_what_a_killed_process_left_is_cleared(nano_base: Path, run_dir: Path) -
     assert "metrics.jsonl" not in snapshot(run_dir / "sft")
 
 
+def test_two_threads_cannot_write_one_checkpoint(nano_base: Path, run_dir: Path) -> None:
+    with ThreadPoolExecutor(1) as pool, writing(run_dir, "sft") as folder:
+        with pytest.raises(UserError, match="another process is writing runs/x/sft: "):
+            pool.submit(make, run_dir, "sft", nano_base).result()
+        save_checkpoint(folder, stage="sft", **contents(nano_base, 1.0))
+        before = snapshot(folder)
+    assert snapshot(run_dir / "sft") == before
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(make, run_dir, "sft", nano_base).result()  # the lock is gone
+    assert snapshot(run_dir / "sft") != before
+
+
+def test_locks_are_not_in_the_folder_of_the_run(run_dir: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing(run_dir, "sft"):
+        assert [path.name for path in run_dir.iterdir()] == ["sft.partial"]
+        assert sorted(path.name for path in run_dir.parent.iterdir()) == [".locks", "x"]
+        raise KeyboardInterrupt
+    assert [path.name for path in run_dir.parent.iterdir()] == [".locks"]
+
+
 @pytest.mark.parametrize("already_new", [False, True])
 def test_killed_between_the_two_renames(nano_base: Path, run_dir: Path, already_new: bool) -> None:
-    """The old checkpoint has stepped aside; the new one has taken its place, or has not yet."""
+    """The old checkpoint was renamed; the new one has taken its name, or has not yet."""
     old = make(run_dir, "sft", nano_base)
     before = snapshot(old)
     old.rename(run_dir / "sft.replaced")
@@ -210,18 +236,18 @@ def test_killed_between_the_two_renames(nano_base: Path, run_dir: Path, already_
     assert sorted(path.name for path in run_dir.iterdir()) == ["sft"]
 
 
-def test_the_last_good_weights_are_a_whole_checkpoint(nano_base: Path, run_dir: Path) -> None:
+def test_the_last_good_weights_are_a_complete_checkpoint(nano_base: Path, run_dir: Path) -> None:
     with pytest.raises(UserError), writing(run_dir, "ppo") as folder:
         MetricsLog(folder / "metrics.jsonl").log(step=7, loss=float("nan"))
         saved = save_last_good(run_dir, "ppo", reason="the loss became NaN at step 7", **contents(nano_base))
         raise UserError(f"the loss became NaN; the weights before it are in {saved}")
     assert sorted(path.name for path in run_dir.iterdir()) == ["ppo.last_good"]
-    parent = load_checkpoint(saved, "ppo")
-    assert parent.info["stopped"] == "the loss became NaN at step 7"
+    checkpoint = load_checkpoint(saved, "ppo")
+    assert checkpoint.info["stopped"] == "the loss became NaN at step 7"
     assert json.loads((saved / "metrics.jsonl").read_text()) == {"step": 7, "loss": None}
 
 
-# --- a broken parent: what is wrong, and what to run -----------------------------------------------------------------
+# --- a broken checkpoint: what is wrong, and what to run -------------------------------------------------------------
 
 
 def refusal(path: Path, stage: str, of: Checkpoint | None = None) -> str:
@@ -231,7 +257,7 @@ def refusal(path: Path, stage: str, of: Checkpoint | None = None) -> str:
     return str(caught.value)
 
 
-def test_a_missing_parent(run_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     assert refusal(run_dir / "sft", "sft") == "there is no sft checkpoint in runs/x/sft: run `make sft RUN=x`"
     assert refusal(Path("runs/default/rm"), "rm").endswith(": run `make rm`")
     assert refusal(Path("data/base"), "base").endswith(": run `git checkout data/base`, or `make base`")
@@ -239,7 +265,7 @@ def test_a_missing_parent(run_dir: Path, tmp_path: Path) -> None:
     assert refusal(elsewhere / "y" / "sft", "sft").endswith(f"`python -m stages.sft --runs_dir {elsewhere} --run y`")
 
 
-def test_a_half_written_parent(nano_base: Path, run_dir: Path) -> None:
+def test_a_half_written_checkpoint(nano_base: Path, run_dir: Path) -> None:
     folder = make(run_dir, "sft", nano_base)
     (folder / "model.safetensors").unlink()
     assert refusal(folder, "sft") == (
@@ -253,7 +279,7 @@ def test_a_half_written_parent(nano_base: Path, run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_changed_parent(nano_base: Path, run_dir: Path, name: str) -> None:
+def test_a_changed_checkpoint(nano_base: Path, run_dir: Path, name: str) -> None:
     folder = make(run_dir, "sft", nano_base)
     whole = (folder / name).read_bytes()
     for changed in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole + b" ", b""):
@@ -276,10 +302,10 @@ def test_a_changed_parent(nano_base: Path, run_dir: Path, name: str) -> None:
 def test_a_foreign_stage_json(nano_base: Path, run_dir: Path, content: str) -> None:
     folder = make(run_dir, "sft", nano_base)
     (folder / "stage.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert "runs/x/sft/stage.json is not one that this project writes: delete runs/x/sft" in refusal(folder, "sft")
+    assert "runs/x/sft/stage.json was not written by this project: delete runs/x/sft" in refusal(folder, "sft")
 
 
-def test_a_parent_of_another_stage_or_version(nano_base: Path, run_dir: Path) -> None:
+def test_a_checkpoint_of_another_stage_or_version(nano_base: Path, run_dir: Path) -> None:
     folder = make(run_dir, "sft", nano_base)
     folder.rename(run_dir / "rm")
     assert "runs/x/rm holds a checkpoint of stage sft, not rm: delete runs/x/rm" in refusal(run_dir / "rm", "rm")

@@ -1,7 +1,7 @@
-"""Records: what is read is what was written, and each fault is told with its file and line."""
+"""Examples: what is read is what was written, and each fault is reported with its file and line."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.examples import read_demonstrations, read_prompts, read_rankings
+from rlhf_mini.core.examples import read_demonstrations, read_prompts, read_rankings, read_texts
 from rlhf_mini.core.files import write_jsonl
 
 USER = {"role": "user", "content": "What colour is a kiwi inside?"}
@@ -27,22 +27,27 @@ def lines(path: Path, *texts: str | bytes) -> Path:
 
 def test_each_kind_is_read_back_with_its_further_keys(tmp_path: Path) -> None:
     follow_up = {"id": "rm-00001", "prompt": [USER, ASSISTANT, USER], "use_case": "chat", "check": {"task": "x"}}
-    kinds: list[tuple[Callable[[Path], list[dict[str, Any]]], list[dict[str, Any]]]] = [
+    foreign = {"use_case": None, "prompt": [{**USER, "name": "bo"}], "id": 7, "check": "later"}
+    kinds: list[tuple[Callable[[Path], Sequence[Mapping[str, Any]]], list[dict[str, Any]]]] = [
         (read_demonstrations, [DEMONSTRATION, {**DEMONSTRATION, "writer": "ana"}]),
-        (read_prompts, [PROMPT, follow_up]),
+        (read_prompts, [PROMPT, follow_up, foreign]),
         (read_rankings, [RANKING, {**RANKING, "ended": [True, False, True], "labeler": "ana", "ranks": [1, 2, 2]}]),
     ]
-    for read, records in kinds:
-        write_jsonl(tmp_path / "deep" / "records.jsonl", records)
-        assert read(tmp_path / "deep" / "records.jsonl") == records
+    for read, examples in kinds:
+        write_jsonl(tmp_path / "deep" / "examples.jsonl", examples)
+        again = read(tmp_path / "deep" / "examples.jsonl")
+        assert again == examples
+        assert [list(example) for example in again] == [list(example) for example in examples]  # keys in their order
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": "a", "source": "b"}, {"text": ""}])
+    assert read_texts(tmp_path / "texts.jsonl") == ["a", ""]
 
 
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1))
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("texts") / "prompts.jsonl"
-    records = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
-    write_jsonl(path, records)
-    assert read_prompts(path) == records
+    examples = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+    write_jsonl(path, examples)
+    assert read_prompts(path) == examples
 
 
 def test_hand_edited_files_are_read(tmp_path: Path) -> None:
@@ -53,70 +58,98 @@ def test_hand_edited_files_are_read(tmp_path: Path) -> None:
     assert read_prompts(path) == [PROMPT, with_separator]
 
 
-@pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        ('{"prompt": [', "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        (b'{"prompt": "\xff"}', "not UTF-8"),
-        ("[]", "not a JSON object"),
-        ('"text"', "not a JSON object"),
-        ("{}", '"prompt" is missing'),
-        ('{"prompt": "What?"}', '"prompt" must be a list'),
-        ('{"prompt": []}', '"prompt" has no message'),
-        ('{"prompt": ["What?"]}', "not of the form"),
-        ('{"prompt": [{"role": "human", "content": "What?"}]}', "not of the form"),
-        ('{"prompt": [{"role": "user"}]}', '"content"'),
-        ('{"prompt": [{"role": "user", "content": 3}]}', "must be text"),
-        ('{"prompt": [{"role": "user", "content": " "}]}', "blank"),
-        ('{"prompt": [{"role": "user", "content": "\\ud83d"}]}', "surrogate"),
-        (json.dumps({"prompt": [USER, ASSISTANT]}), 'the last message of "prompt"'),
-    ],
-)
-def test_a_malformed_prompt_is_told_with_its_line(tmp_path: Path, line: str | bytes, fault: str) -> None:
-    path = lines(tmp_path / "p.jsonl", json.dumps(PROMPT), "", line)
+def fault(read: Callable[[Path], object], path: Path, number: int) -> str:
+    """What is said about line `number`, without the file and the line."""
     with pytest.raises(UserError) as caught:
-        read_prompts(path)
-    assert str(caught.value).startswith(f"{path}:3: ") and fault in str(caught.value)
-    assert "\n" not in str(caught.value)
+        read(path)
+    place, text = f"{path}:{number}: ", str(caught.value)
+    assert text.startswith(place) and "\n" not in text
+    return text.removeprefix(place)
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("line", "sentence"),
     [
-        ({"prompt": []}, '"prompt" has no message'),
-        ({"completion": "It is green."}, '"completion" must be a list'),
-        ({"completion": [USER]}, '"completion" must be one message'),
-        ({"completion": [ASSISTANT, ASSISTANT]}, '"completion" must be one message'),
+        ('{"prompt": [', "not valid JSON (Expecting value at column 13); each line must be one {...}"),
+        ("[" * 100_000, "not valid JSON ("),
+        ('{"n": ' + "9" * 5000 + "}", "not valid JSON ("),
+        (b'{"prompt": "\xff"}', "not UTF-8 text; save the file as UTF-8"),
+        ("[]", "not a JSON object; each line must be one {...}"),
+        ('"text"', "not a JSON object; each line must be one {...}"),
+        ("{}", '"prompt" is missing'),
+        ('{"prompt": "What?"}', "\"prompt\" must be a list [...], not 'What?'"),
+        ('{"prompt": null}', '"prompt" must be a list [...], not null'),
+        ('{"prompt": []}', '"prompt" must hold 1 or more items, not 0'),
+        ('{"prompt": ["What?"]}', "\"prompt[0]\" must be an object {...}, not 'What?'"),
+        (
+            '{"prompt": [{"role": "human", "content": "What?"}]}',
+            "\"prompt[0].role\" must be 'user' or 'assistant', not 'human'",
+        ),
+        ('{"prompt": [{"content": "What?"}]}', '"prompt[0].role" is missing'),
+        ('{"prompt": [{"role": "user"}]}', '"prompt[0].content" is missing'),
+        ('{"prompt": [{"role": "user", "content": 3}]}', '"prompt[0].content" must be text, not 3'),
+        ('{"prompt": [{"role": "user", "content": true}]}', '"prompt[0].content" must be text, not true'),
+        ('{"prompt": [{"role": "user", "content": " "}]}', '"prompt[0].content" is blank'),
+        (
+            '{"prompt": [{"role": "user", "content": "\\ud83d"}]}',
+            '"prompt[0].content" holds half of a surrogate pair, which is not a character',
+        ),
+        (json.dumps({"prompt": [USER, ASSISTANT]}), "\"prompt\" must end with a message whose role is 'user'"),
+        (json.dumps({"prompt": [USER, {}, USER]}), '"prompt[1].role" is missing'),
     ],
 )
-def test_a_malformed_demonstration(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
-    with pytest.raises(UserError, match=f":1: .*{fault}"):
-        read_demonstrations(lines(tmp_path / "d.jsonl", json.dumps({**DEMONSTRATION, **change})))
+def test_a_malformed_prompt_is_reported_with_its_line(tmp_path: Path, line: str | bytes, sentence: str) -> None:
+    said = fault(read_prompts, lines(tmp_path / "p.jsonl", json.dumps(PROMPT), "", line), 3)
+    assert said.startswith(sentence) if sentence.endswith("(") else said == sentence
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "sentence"),
     [
-        ({"responses": ["one"]}, "at least two"),
-        ({"responses": ["one", 2, "three"]}, "must be text"),
-        ({"ranks": [1, 2]}, '3 "responses" but 2 "ranks"'),
-        ({"ranks": [0, 1, 2]}, "whole numbers from 1"),
-        ({"ranks": [1, 2, 2.5]}, "whole numbers from 1"),
-        ({"ranks": [True, 2, 3]}, "whole numbers from 1"),
-        ({"ranks": "1, 2, 3"}, '"ranks" must be a list'),
-        ({"ended": [True]}, '"ended"'),
-        ({"ended": [1, 0, 1]}, '"ended"'),
+        ({"prompt": []}, '"prompt" must hold 1 or more items, not 0'),
+        ({"completion": "It is green."}, "\"completion\" must be a list [...], not 'It is green.'"),
+        ({"completion": []}, "\"completion\" must be one message whose role is 'assistant'"),
+        ({"completion": [USER]}, "\"completion\" must be one message whose role is 'assistant'"),
+        ({"completion": [ASSISTANT, ASSISTANT]}, "\"completion\" must be one message whose role is 'assistant'"),
+        ({"completion": [{**ASSISTANT, "content": ""}]}, '"completion[0].content" is blank'),
     ],
 )
-def test_a_malformed_ranking(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
-    with pytest.raises(UserError, match=f":1: .*{fault}"):
-        read_rankings(lines(tmp_path / "r.jsonl", json.dumps({**RANKING, **change})))
+def test_a_malformed_demonstration(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    path = lines(tmp_path / "d.jsonl", json.dumps({**DEMONSTRATION, **change}))
+    assert fault(read_demonstrations, path, 1) == sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"responses": ["one"]}, '"responses" must hold 2 or more items, not 1'),
+        ({"responses": ["one", 2, "three"]}, '"responses[1]" must be text, not 2'),
+        (
+            {"responses": ["one", "\ud83d", "three"]},
+            '"responses[1]" holds half of a surrogate pair, which is not a character',
+        ),
+        ({"ranks": [1, 2]}, '"ranks" must hold one value for each of the 3 "responses", not 2'),
+        ({"ranks": [0, 1, 2]}, '"ranks[0]" must be at least 1, not 0'),
+        ({"ranks": [1, 2, 2.5]}, '"ranks[2]" must be a whole number, not 2.5'),
+        ({"ranks": [True, 2, 3]}, '"ranks[0]" must be a whole number, not true'),
+        ({"ranks": "1, 2, 3"}, "\"ranks\" must be a list [...], not '1, 2, 3'"),
+        ({"ended": [True]}, '"ended" must hold one value for each of the 3 "responses", not 1'),
+        ({"ended": [1, False, True]}, '"ended[0]" must be true or false, not 1'),
+    ],
+)
+def test_a_malformed_ranking(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    path = lines(tmp_path / "r.jsonl", json.dumps({**RANKING, **change}))
+    assert fault(read_rankings, path, 1) == sentence
+
+
+def test_a_malformed_text(tmp_path: Path) -> None:
+    assert fault(read_texts, lines(tmp_path / "t.jsonl", "{}"), 1) == '"text" is missing'
+    assert fault(read_texts, lines(tmp_path / "t.jsonl", '{"text": ["a"]}'), 1) == "\"text\" must be text, not ['a']"
 
 
 def test_an_empty_response_can_be_ranked(tmp_path: Path) -> None:
-    record = {**RANKING, "responses": ["", "a", "b"]}
-    assert read_rankings(lines(tmp_path / "r.jsonl", json.dumps(record))) == [record]
+    example = {**RANKING, "responses": ["", "a", "b"]}
+    assert read_rankings(lines(tmp_path / "r.jsonl", json.dumps(example))) == [example]
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
@@ -126,17 +159,3 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         read_prompts(tmp_path)
     with pytest.raises(UserError, match="is empty"):
         read_prompts(lines(tmp_path / "empty.jsonl", "", " ", ""))
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    write_jsonl(path, [PROMPT])
-
-    def interrupted() -> Any:
-        yield {"prompt": "half"}
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_jsonl(path, interrupted())
-    assert read_prompts(path) == [PROMPT]
-    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]

@@ -1,11 +1,12 @@
-"""A stage that was killed goes on from its last save, and ends with the weights of an undisturbed run, bit for bit.
+"""A killed stage resumes from its last save and ends with weights bit-identical to those of an uninterrupted run.
 
-The stages run as users run them, in processes of their own that SIGKILL really ends. Started by `python`, this file is
-where they come from: it imports once, and forks one process for each of the given commands.
+The stages run as users run them, in processes of their own that SIGKILL really ends. Run by `python`, this file starts
+them: it imports the libraries once and forks one process for each of the given commands.
 """
 
 import rlhf_mini  # noqa: F401, I001
 
+import itertools
 import json
 import os
 import re
@@ -24,18 +25,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_mini.core import examples as records
 from rlhf_mini.core.checkpoints import WEIGHTS, Checkpoint
 from rlhf_mini.core.files import sha256
 from rlhf_mini.core.console import UserError, run
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.resume import Resume, command_of, load_optimizer, optimizer_tensors
-from rlhf_mini.training.trainer import BucketSampler
-from stages.ppo import train as ppo
+from stages.ppo import run as ppo
 from stages.rm import train as rm
 from stages.sft import train as sft
 from stages.sft.options import SFTOptions
+from stages.sft.train import completion_loss
 
 Answers = list[tuple[int, str]]  # a process's exit code and what it printed
 
@@ -44,7 +44,7 @@ Answers = list[tuple[int, str]]  # a process's exit code and what it printed
 
 
 def kill_at(module: Any, name: str, when: Callable[..., Any] = lambda *_, **__: True) -> None:
-    """From now on, this process kills itself as soon as it has called `module.name` with what `when` wants."""
+    """From now on, this process kills itself once it has called `module.name` with arguments that `when` accepts."""
     real = getattr(module, name)
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
@@ -57,19 +57,17 @@ def kill_at(module: Any, name: str, when: Callable[..., Any] = lambda *_, **__: 
 
 
 def arrange_death(where: str) -> None:
-    """`where` is "step 7", "save" (in the middle of it), "rank", "summary" or "evaluation"; "" for a long life."""
+    """`where` is "step 7", "save" (in the middle of it), "rank" or "evaluation"; "" for never."""
     if where.startswith("step "):
         step = int(where.removeprefix("step "))
         kill_at(MetricsLog, "log", lambda _, at, **metrics: at == step and {"loss", "loss/policy"} & metrics.keys())
     elif where == "save":
         kill_at(os, "fsync")  # before the new file takes the place of the old
-    elif where == "summary":  # which Trainer logs after the last step
-        kill_at(MetricsLog, "log", lambda *_, **metrics: "train_loss" in metrics)
     elif where == "rank":
         kill_at(rm, "rank")
     elif where == "evaluation":
-        kill_at(sft, "finish")
-        kill_at(ppo, "finish")
+        kill_at(sft, "save_checkpoint")
+        kill_at(ppo, "save_checkpoint")
         kill_at(rm, "simulated_evaluation")
 
 
@@ -85,7 +83,7 @@ def toy_labelers() -> list[LikesLength]:
 
 
 def fork_each(commands: list[list[str]]) -> None:
-    """Runs each command, [where to die, stage, its arguments ...], in a child, and prints what became of it as JSON."""
+    """Runs each command, [where to die, stage, its arguments ...], in a child. Prints exit codes and output as JSON."""
     answers = []
     for where, stage, *arguments in commands:
         reader, writer = os.pipe()
@@ -119,10 +117,10 @@ def processes(commands: list[list[str]]) -> Answers:
     return [(code, printed) for code, printed in json.loads(done.stdout)]
 
 
-# --- killed, and started again ---------------------------------------------------------------------------------------
+# --- killed, and restarted -------------------------------------------------------------------------------------------
 
 
-def demonstration(number: int) -> dict:
+def demonstration(number: int) -> dict[str, Any]:
     answer = " ".join(["it is green"] * (1 + number % 4))
     return {
         "prompt": [{"role": "user", "content": f"Say {number}"}],
@@ -150,7 +148,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 
 def assert_same(calm: Path, killed: Path, last_step: int) -> None:
-    """The same weights and figures, each step logged once, and nothing left over."""
+    """The same weights and metrics, each step logged once, and nothing left over."""
     assert sha256(killed / WEIGHTS) == sha256(calm / WEIGHTS)
     assert logged(killed) == logged(calm)
     steps = [line["step"] for line in logged(killed) if line.keys() & {"loss", "loss/policy"}]
@@ -164,9 +162,9 @@ def assert_same(calm: Path, killed: Path, last_step: int) -> None:
     assert {path.name for path in killed.parent.iterdir()} == {"sft", "rm", "ppo"}  # nothing to resume from
 
 
-def went_on_after(answers: Answers) -> list[int | None]:
-    """The step after which each process went on; None if it began at the beginning."""
-    parts = [printed.partition("goes on after step ")[2] for _, printed in answers]
+def resumed_after(answers: Answers) -> list[int | None]:
+    """The step after which each process resumed; None if it started from the beginning."""
+    parts = [printed.partition("resumes after step ")[2] for _, printed in answers]
     return [int(part.split()[0]) if part else None for part in parts]
 
 
@@ -183,7 +181,7 @@ def test_killed_stages_end_with_the_same_weights(world: Path) -> None:
     # 8 steps an epoch, and training ends in the middle of the second
     of_rm = [*toys, *prompts, "--num_train_epochs=1.5", "--save_steps=3"]
 
-    # All that PPO could forget: 2 inner epochs, the average, the mix, the controller, a second pass over the prompts
+    # Everything that PPO could forget: 2 inner epochs, averaged weights, PPO-ptx, KL controller, a second pass
     of_ppo = [f"--runs_dir={world / 'runs'}", *prompts[:1], f"--validation_prompts={world / 'validation.jsonl'}"]
     of_ppo += [f"--ptx_texts={world / 'texts.jsonl'}", "--updates=8", "--episodes=16", "--num_minibatches=2"]
     of_ppo += ["--num_ppo_epochs=2", "--max_new_tokens=8", "--ema_decay=0.5", "--ptx_coef=0.5", "--kl_target=0.1"]
@@ -191,7 +189,7 @@ def test_killed_stages_end_with_the_same_weights(world: Path) -> None:
 
     deaths_of_ppo = ["step 2", "step 5", "save", "step 7", "evaluation", ""]
     deaths_of_sft = ["step 3", "step 8", "save", "step 12", "step 17", "evaluation", ""]
-    deaths_of_rm = ["rank", "step 1", "step 5", "summary", "evaluation", ""]
+    deaths_of_rm = ["rank", "step 1", "step 5", "step 12", "evaluation", ""]
     answers = processes(
         [command("", "sft", "calm", *of_sft), command("", "rm", "calm", *of_rm)]
         + [command(where, "sft", "killed", *of_sft) for where in deaths_of_sft]
@@ -205,9 +203,9 @@ def test_killed_stages_end_with_the_same_weights(world: Path) -> None:
 
     answers, ppo_answers = answers[2 : -len(deaths_of_ppo) - 1], answers[-len(deaths_of_ppo) :]
     sft_answers, rm_answers = answers[: len(deaths_of_sft)], answers[len(deaths_of_sft) :]
-    assert went_on_after(sft_answers) == [None, None, 5, 5, 10, 15, 20]
-    assert went_on_after(rm_answers) == [None, None, 0, 3, 9, 12]
-    assert went_on_after(ppo_answers) == [None, None, 3, 3, 6, 8]
+    assert resumed_after(sft_answers) == [None, None, 5, 5, 10, 15, 20]
+    assert resumed_after(rm_answers) == [None, None, 0, 3, 9, 12]
+    assert resumed_after(ppo_answers) == [None, None, 3, 3, 6, 8]
     assert ["rm: sampling responses" in printed for _, printed in rm_answers] == [True, True, *[False] * 4]
 
     runs = world / "runs"
@@ -235,32 +233,35 @@ def test_ctrl_c_then_another_command_then_a_nan(
             learning_rate=learning_rate,
         )
 
-    def compute_loss(loss: Callable[[int], float]) -> None:
-        def changed(self: Any, model: Any, *rest: Any, **more: Any) -> torch.Tensor:
-            return real(self, model, *rest, **more) * (loss(self.state.global_step) if model.training else 1.0)
+    def multiply_loss(factor: Callable[[int], float]) -> None:
+        """Multiplies the losses of the next training by `factor(steps that it has done)`."""
+        done = itertools.count()
 
-        monkeypatch.setattr(sft.CompletionTrainer, "compute_loss", changed)
+        def changed(model: Any, batch: Any) -> torch.Tensor:
+            return completion_loss(model, batch) * (factor(next(done)) if model.training else 1.0)
+
+        monkeypatch.setattr(sft, "completion_loss", changed)
 
     def interrupt(step: int) -> float:
         if step == 7:
             raise KeyboardInterrupt
         return 1.0
 
-    real = sft.CompletionTrainer.compute_loss
-    compute_loss(interrupt)
+    multiply_loss(interrupt)
     with pytest.raises(KeyboardInterrupt):
         sft.train_sft(options(1e-2, save_steps=0))
     assert not (tmp_path / "t").exists()
     for rate in (1e-2, 1e-3):
-        with pytest.raises(KeyboardInterrupt, match="the same command goes on after step 5"):
+        multiply_loss(interrupt)
+        with pytest.raises(KeyboardInterrupt, match="the same command resumes after step 5"):
             sft.train_sft(options(rate))
         assert [path.name for path in (tmp_path / "t").iterdir()] == ["sft.resume.safetensors"]
-    assert "starts over, as --learning_rate is not what it was" in capsys.readouterr().out
+    assert "starts over because --learning_rate has changed since" in capsys.readouterr().out
 
-    compute_loss(lambda step: float("nan"))
+    multiply_loss(lambda step: float("nan"))
     with pytest.raises(UserError, match="not a finite number at step 6"):
         sft.train_sft(options(1e-3))
-    assert "goes on after step 5" in capsys.readouterr().out
+    assert "resumes after step 5" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["sft.last_good"]
     # Those from before step 1, as kept by the process that was interrupted; step 5 may have had the bad gradient.
     kept, base = [AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "t" / "sft.last_good", nano_base)]
@@ -300,7 +301,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (after / "metrics.jsonl").read_bytes() == (tmp_path / "before" / "metrics.jsonl").read_bytes()
     assert 100 <= time.time() - resume.started < 120
     path = tmp_path / "sft.resume.safetensors"
-    assert " ".join(capsys.readouterr().out.split()) == f"sft: goes on after step 7 (delete {path} to start over)"
+    assert " ".join(capsys.readouterr().out.split()) == f"sft: resumes after step 7 (delete {path} to start over)"
 
 
 def test_another_command_starts_over_and_says_why(
@@ -319,9 +320,9 @@ def test_another_command_starts_over_and_says_why(
     def why(command: dict[str, Any]) -> str:
         resume = Resume(tmp_path, "sft", command, time.time())
         assert resume.load(after) is None and resume.step is None and not list(after.iterdir())
-        before, found, rest = " ".join(capsys.readouterr().out.split()).partition(" is not what it was when ")
+        before, found, rest = " ".join(capsys.readouterr().out.split()).partition(" has changed since ")
         assert found and rest == f"{tmp_path / 'sft.resume.safetensors'} was written"
-        return before.removeprefix("sft: starts over, as ")
+        return before.removeprefix("sft: starts over because ")
 
     assert why(command(Options(learning_rate=2e-3))) == "--learning_rate"
     assert why(command(weights="abd")) == "the base in runs/x/base"
@@ -344,7 +345,7 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixtur
     for content in damaged:
         resume.path.write_bytes(content)
         assert Resume(tmp_path, "sft", {"--seed": 3}, time.time()).load(after) is None
-        assert "is damaged, or of another version of this project" in " ".join(capsys.readouterr().out.split())
+        assert "is damaged or from another version of this project" in " ".join(capsys.readouterr().out.split())
     assert not list(after.iterdir())
 
 
@@ -355,7 +356,7 @@ def test_a_disk_that_fills_up_leaves_the_save_before(tmp_path: Path, monkeypatch
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         resume.save(after, 8, {}, {})
     assert resume.path.read_bytes() == before and resume.step == 7
@@ -371,10 +372,10 @@ def test_the_file_stays_until_the_stage_is_finished(tmp_path: Path, capsys: pyte
 
     with pytest.raises(SystemExit):
         run(lambda: interrupted(resume))
-    assert capsys.readouterr().err.endswith("are as they were; the same command goes on after step 7\n")
+    assert capsys.readouterr().err.endswith("are unchanged; the same command resumes after step 7\n")
     with pytest.raises(SystemExit):
         run(lambda: interrupted(Resume(tmp_path, "sft", {"--seed": 4}, time.time())))  # the file is not its own
-    assert capsys.readouterr().err.endswith("are as they were\n")
+    assert capsys.readouterr().err.endswith("are unchanged\n")
     with pytest.raises(ValueError), resume:
         raise ValueError
     assert resume.path.exists()
@@ -406,19 +407,6 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened() -> None:
     for one, adam in ((weights, optimizer), (others, other)):
         step(one, adam, 0.05)
     assert all(torch.equal(mine, copy) for mine, copy in zip(weights, others, strict=True))
-
-
-def test_an_epochs_order_does_not_depend_on_the_epochs_before_it() -> None:
-    def order(sampler: BucketSampler, epoch: int) -> list[int]:
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    lengths = [7 * n % 31 for n in range(100)]
-    one = BucketSampler(lengths, 4, seed=0)
-    orders = [order(one, epoch) for epoch in range(3)]
-    assert order(BucketSampler(lengths, 4, seed=0), 2) == orders[2] == order(one, 2)
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert order(BucketSampler(lengths, 4, seed=1), 0) not in orders
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m rlhf_mini.doctor` on real small runs: each is broken in one way, and the doctor names it."""
+"""`python -m rlhf_mini.doctor` on small real runs: each is broken in one way, and the doctor names the fault."""
 
 import dataclasses
 import json
@@ -18,16 +18,17 @@ import torch
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Prompt, Response
 from rlhf_mini.core.files import write_jsonl
-from rlhf_mini.doctor import checks as diagnoses
-from rlhf_mini.doctor.diagnose import diagnose
+from rlhf_mini.doctor import checks
+from rlhf_mini.doctor.__main__ import diagnose
+from rlhf_mini.doctor.checks import Finding
+from rlhf_mini.doctor.outputs import Estimate
 from rlhf_mini.evaluation.compare import CompareOptions, compare
-from rlhf_mini.models import sampling, scoring
-from rlhf_mini.models.sampling import Rollout
-from stages.ppo import models, train
+from rlhf_mini.training.trainer import trainer_settings
+from stages.ppo import train
+from stages.ppo.models import Models, load_models
 from stages.ppo.options import PPOOptions
 from stages.rm.options import RMOptions
 from stages.rm.train import train_rm
-from stages.sft import train as sft_train
 from stages.sft.options import SFTOptions
 from stages.sft.train import train_sft
 
@@ -42,12 +43,12 @@ WORDS = ["it", "is", "green"]
 
 @dataclass
 class Likes:
-    """A labeler who prefers the response that is worth more."""
+    """A labeler who prefers the response with the higher `worth`."""
 
     worth: Callable[[str], float]
     name: str = "toy"
 
-    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+    def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         values = [self.worth(response.text) for response in responses]
         return [1 + sum(other > value for other in values) for value in values]
 
@@ -82,7 +83,7 @@ def prompt(number: int) -> Prompt:
 
 @pytest.fixture(scope="module")
 def world(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with records, and in runs/t an SFT model that ends its short responses and a reward model."""
+    """A folder with examples, and in runs/t a reward model and an SFT model whose responses are short and end."""
     folder = tmp_path_factory.mktemp("doctor")
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 7))) for _ in range(200)]
@@ -100,7 +101,7 @@ def world(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(world: Path, tmp_path: Path) -> Path:
-    """A copy of the run for one test to break: its folder, beside the records."""
+    """A copy of the run for one test to break: its folder, next to the examples."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     return tmp_path / "runs" / "t"
 
@@ -125,7 +126,7 @@ def rm_options(folder: Path, labelers: str = "likes_green", **changes: Any) -> R
 
 
 def ppo(run: Path, **changes: Any) -> None:
-    """A short PPO, healthy without `changes`."""
+    """A short PPO run; healthy without `changes`."""
     folder = run.parent.parent
     settings: dict[str, Any] = dict(
         run="t", runs_dir=str(run.parent), prompts=str(folder / "prompts.jsonl"), ptx_texts=str(folder / "texts.jsonl"),
@@ -137,10 +138,10 @@ def ppo(run: Path, **changes: Any) -> None:
 
 
 def doctor(run: Path) -> dict[str, str]:
-    """What it prints on each stage, one finding a line."""
+    """What the doctor prints about each stage, one finding per line."""
     with console.capture() as printed:
         well = diagnose(run)
-    text = re.sub(r"\n {25}", " ", printed.get())  # the table's cells are wrapped
+    text = re.sub(r"\n {25}", " ", printed.get())  # joins wrapped table cells
     text = "\n".join(" ".join(line.split()) for line in text.splitlines())
     assert well == (re.search("^fail", text, re.M) is None)
     parts = re.split(r"\n\n", text.strip())
@@ -152,7 +153,7 @@ def problems(text: str) -> set[str]:
     return {line.split()[1] for line in text.splitlines() if line.startswith(("warn", "fail"))}
 
 
-# --- the diagnoses, each on a run that is really broken --------------------------------------------------------------
+# --- each fault, in a run that really has it -------------------------------------------------------------------------
 
 
 def test_a_healthy_run_passes(run: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_healthy_run_passes(run: Path) -> None:
     said = doctor(run)
     assert all(f"\n{level} " not in text for text in said.values() for level in ("warn", "fail"))
     assert (
-        "12 updates" in said["ppo"]
+        "12 iterations" in said["ppo"]
         and "todo gold not measured yet: `python -m rlhf_mini.evaluation.compare" in said["ppo"]
     )
 
@@ -168,7 +169,9 @@ def test_a_healthy_run_passes(run: Path) -> None:
 def test_rm_near_50_percent(run: Path) -> None:
     train_rm(rm_options(run.parent.parent, "dice"))
     said = doctor(run)
-    assert re.search(r"^fail accuracy .*near 50 %, a coin.*they agree among themselves on \d\d%", said["rm"], re.M)
+    assert re.search(
+        r"^fail accuracy .*near 50 %, no better than chance.*agree with each other on only \d\d%", said["rm"], re.M
+    )
     assert not problems(said["sft"])
 
 
@@ -178,13 +181,15 @@ def test_rm_trained_on_another_sft(run: Path) -> None:
     said = doctor(run)
     for stage in ("rm", "ppo"):
         remedy = f"run `python -m stages.{stage} "
-        assert re.search(f"^fail its SFT trained on another SFT.* try: {remedy}", said[stage], re.M)
-    assert problems(said["rm"]) == {"its"} and "pass its RM" in said["ppo"]
+        assert re.search(f"^fail SFT checkpoint trained from another SFT.* try: {remedy}", said[stage], re.M)
+    assert problems(said["rm"]) == {"SFT"} and "pass RM checkpoint" in said["ppo"]
 
 
 def test_kl_blow_up(run: Path) -> None:
     ppo(run, kl_coef=0.0, learning_rate=5e-2, max_kl=0.0, min_entropy=0.0)
-    assert re.search(r"^fail KL \d+\.\d nats .*KL blow-up.* try: a higher --kl_coef", doctor(run)["ppo"], re.M)
+    assert re.search(
+        r"^fail KL \d+\.\d nats per response .*KL blow-up.* try: a higher --kl_coef", doctor(run)["ppo"], re.M
+    )
 
 
 def test_kl_blow_up_that_stopped_the_stage(run: Path) -> None:
@@ -197,32 +202,31 @@ def test_kl_blow_up_that_stopped_the_stage(run: Path) -> None:
 
 
 def test_persistently_negative_kl(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled and judged by the reference at temperature 0.5, scored by the policy at 1."""
-    loaded: list[models.Models] = []
-    load, sample, response_logprobs = train.load, sampling.sample, scoring.response_logprobs
+    """Responses are sampled, and scored by the reference, at temperature 0.5, but scored by the policy at 1."""
+    loaded: list[Models] = []
+    sample, response_logprobs = train.sampling.sample, train.scoring.response_logprobs
 
-    def load_and_keep(*arguments: Any) -> models.Models:
-        loaded.append(load(*arguments))
+    def load_and_keep(*arguments: Any) -> Models:
+        loaded.append(load_models(*arguments))
         return loaded[0]
 
-    def at_temperature_1(model: Any, *inputs: Any, **settings: Any) -> Any:
+    def policy_at_1(
+        model: Any, prompts: Any, responses: Any, temperature: float = 1.0, *others: Any, **named: Any
+    ) -> Any:
         own = model is loaded[0].policy
-        return response_logprobs(model, *inputs[:3], *((1.0,) if own else inputs[3:4]), *inputs[4:], **settings)
+        return response_logprobs(model, prompts, responses, 1.0 if own else temperature, *others, **named)
 
-    def sample_and_score(model: Any, prompts: list[list[int]], **settings: Any) -> Rollout:
-        rollout = sample(model, prompts, **settings)
-        sequences = [ids + response for ids, response in zip(prompts, rollout.token_lists(), strict=True)]
-        inputs = scoring.right_pad(sequences, settings["pad_token_id"])
-        with torch.no_grad():
-            rollout.logprobs, _ = response_logprobs(model, *inputs, rollout.response_mask)
-        return rollout
+    def sample_and_score_at_1(model: Any, prompts: Any, **settings: Any) -> Any:
+        sampled = sample(model, prompts, **settings)
+        rescored = response_logprobs(model, prompts, sampled.response_ids, 1.0)
+        return dataclasses.replace(sampled, logprobs=rescored.logprobs)
 
-    monkeypatch.setattr(train, "load", load_and_keep)
-    monkeypatch.setattr(scoring, "response_logprobs", at_temperature_1)
-    monkeypatch.setattr(sampling, "sample", sample_and_score)
+    monkeypatch.setattr("stages.ppo.run.load_models", load_and_keep)
+    monkeypatch.setattr(train.scoring, "response_logprobs", policy_at_1)
+    monkeypatch.setattr(train.sampling, "sample", sample_and_score_at_1)
     ppo(run, temperature=0.5, learning_rate=1e-5, updates=6)
     said = doctor(run)["ppo"]
-    assert re.search(r"^fail sign of KL -.*persistently negative.* try: sample from the full distribution", said, re.M)
+    assert re.search(r"^fail KL sign -.*persistently negative.* try: sample from the full distribution", said, re.M)
     assert re.search(r"^fail first KL -", said, re.M) and "pass ratio" in said
 
 
@@ -236,7 +240,7 @@ def test_entropy_collapse(run: Path) -> None:
 
 
 def test_no_eos_length_drift_and_gold_that_falls(run: Path) -> None:
-    """Labelers who like length, a reward model that learns it, a PPO that has nothing else to care for."""
+    """Labelers prefer long responses, the reward model learns it, and no KL penalty holds PPO back."""
     folder = run.parent.parent
     train_rm(rm_options(folder, "likes_length"))
     ppo(run, kl_coef=0.0, missing_eos_penalty=0.0, learning_rate=2e-3)
@@ -247,26 +251,28 @@ def test_no_eos_length_drift_and_gold_that_falls(run: Path) -> None:
     with console.capture():
         compare(options, "")
     said = doctor(run)["ppo"]
-    assert re.search(r"^fail eos .*no eos", said, re.M)
-    assert re.search(r"^fail length .*length drift.* does the reward pay for length\?", said, re.M)
-    assert re.search(r"^fail gold .*the reward rises while gold falls.* try: a higher --kl_coef", said, re.M)
+    assert re.search(r"^fail eos .*have no eos, they are truncated", said, re.M)
+    assert re.search(r"^fail length .*length drift.* do longer ones score higher\?", said, re.M)
+    assert re.search(
+        r"^fail gold .*the reward rises while gold falls, so PPO exploits the reward model try: a higher --kl_coef",
+        said,
+        re.M,
+    )
     assert "pass score" in said and "pass ratio" in said
     ppo(run, updates=2)
     assert "todo gold compare.json is of another PPO checkpoint" in doctor(run)["ppo"]
 
 
 def test_ratio_away_from_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = train.load
-
-    def with_dropout(*arguments: Any) -> models.Models:
-        loaded = load(*arguments)
+    def with_dropout(*arguments: Any) -> Models:
+        loaded = load_models(*arguments)
         for module in loaded.policy.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.1
         loaded.policy.train()
         return loaded
 
-    monkeypatch.setattr(train, "load", with_dropout)
+    monkeypatch.setattr("stages.ppo.run.load_models", with_dropout)
     ppo(run, updates=4)
     assert re.search(r"^fail ratio .*away from 1.* try: no dropout", doctor(run)["ppo"], re.M)
 
@@ -274,27 +280,29 @@ def test_ratio_away_from_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_value_model_that_explains_nothing(run: Path) -> None:
     ppo(run, reward=f"{__name__}:greens", value_learning_rate=1e-12)
     said = doctor(run)["ppo"]
-    assert re.search(r"^fail value model -.*explains nothing.* try: another --value_learning_rate", said, re.M)
+    assert re.search(r"^fail value model explains -.*explains nothing.* try: another --value_learning_rate", said, re.M)
     assert "gold" not in said  # `compare` needs a PPO of the run's own reward model
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.0])
 def test_learning_rate_that_never_moved(run: Path, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "warmup_cosine", lambda *_: rate)
+    monkeypatch.setattr("stages.ppo.run.warmup_cosine", lambda *_: rate)
     ppo(run, updates=4)
     said = doctor(run)["ppo"]
-    assert re.search(r"^fail learning rate .*never moved.* try: --learning_rate is only the peak", said, re.M)
+    assert re.search(
+        r"^fail learning rate .*never changed.* try: check the schedule in rlhf_mini/training/schedule.py", said, re.M
+    )
     assert ("it never moved try: a higher --learning_rate" in said) == ("nothing was learned" in said) == (rate == 0)
 
 
 def test_learning_rate_of_sft_that_never_moved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = sft_train.trainer_settings
     constant = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
-    monkeypatch.setattr(sft_train, "trainer_settings", lambda *arguments: settings(*arguments) | constant)
+    settings = "stages.sft.train.trainer_settings"
+    monkeypatch.setattr(settings, lambda *arguments: trainer_settings(*arguments) | constant)
     train_sft(sft_options(run.parent.parent))
     said = doctor(run)
-    assert "fail learning rate 0.01 to 0.01: the learning rate never moved" in said["sft"]
-    assert "fail its SFT trained on another SFT" in said["rm"]
+    assert "fail learning rate 0.01 to 0.01: the learning rate never changed" in said["sft"]
+    assert "fail SFT checkpoint trained from another SFT" in said["rm"]
 
 
 def test_nan_stop_of_sft(run: Path) -> None:
@@ -305,70 +313,80 @@ def test_nan_stop_of_sft(run: Path) -> None:
     assert "sft.last_good)" in said["sft"] and not problems(said["rm"])
 
 
-# --- the other checks, by hand ---------------------------------------------------------------------------------------
+# --- the other checks, on metrics made up by hand --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("finding", "level"),
     [
-        (diagnoses.numbers([{"loss": 0.5}, {"loss": None}]), "fail"),
-        (diagnoses.loss_fell([0.9, 0.9]), "fail"),
-        (diagnoses.overfitted_loss([0.5] * 20, [0.9, 0.64]), "pass"),
-        (diagnoses.overfitted_loss([0.5] * 20, [0.9, 0.66]), "warn"),
-        (diagnoses.accuracy({"share": 0.3, "low": 0.2, "high": 0.4}, None), "fail"),
-        (diagnoses.accuracy({"share": 0.7, "low": 0.4, "high": 0.9}, None), "warn"),  # too few pairs to tell
-        (diagnoses.below_agreement({"share": 0.66}, {"share": 0.75}), "pass"),
-        (diagnoses.below_agreement({"share": 0.64}, {"share": 0.75}), "warn"),
-        (diagnoses.overfitted_accuracy([0.5] * 9 + [0.9], {"share": 0.79}), "warn"),
-        (diagnoses.spread(0.09), "fail"),
-        (diagnoses.kl_size([0.0, 16.0], 100.0), "warn"),
-        (diagnoses.negative_kl([0.1, -0.4, 0.3, -0.4]), "pass"),  # negative by chance
-        (diagnoses.eos([0.9, 0.8]), "warn"),
-        (diagnoses.score_rose([0.0, 0.2], [1.0, 1.0]), "warn"),
-        (diagnoses.score_rose([0.0, -0.3], [1.0, 1.0]), "fail"),
-        (diagnoses.explained_variance([0.5, 0.3, -9.0, -9.0], [1.0, 0.8, 0.0, 0.0]), "pass"),  # all score alike by then
-        (diagnoses.clipped([0.1, 0.4, 0.1]), "warn"),
-        (diagnoses.learning_rate([1e-3]), None),
+        (checks.finite_metrics([{"loss": 0.5}, {"loss": None}]), "fail"),
+        (checks.validation_loss([0.9, 0.9]), "fail"),
+        (checks.overfitted_loss([0.5] * 20, [0.9, 0.64]), "pass"),
+        (checks.overfitted_loss([0.5] * 20, [0.9, 0.66]), "warn"),
+        (checks.accuracy(Estimate(0.3, low=0.2, high=0.4), None), "fail"),
+        (checks.accuracy(Estimate(0.7, low=0.4, high=0.9), None), "warn"),  # too few pairs to tell
+        (checks.below_agreement(0.66, 0.75), "pass"),
+        (checks.below_agreement(0.64, 0.75), "warn"),
+        (checks.overfitted_accuracy([0.5] * 9 + [0.9], 0.79), "warn"),
+        (checks.score_spread(0.09), "fail"),
+        (checks.kl_size([0.0, 16.0], 100.0), "warn"),
+        (checks.kl_sign([0.1, -0.4, 0.3, -0.4]), "pass"),  # negative by chance
+        (checks.eos_rate([0.9, 0.8]), "warn"),
+        (checks.score_gain([0.0, 0.2], [1.0, 1.0]), "warn"),
+        (checks.score_gain([0.0, -0.3], [1.0, 1.0]), "fail"),
+        (
+            checks.explained_variance([0.5, 0.3, -9.0, -9.0], [1.0, 0.8, 0.0, 0.0]),
+            "pass",
+        ),  # all scores are the same by then
+        (checks.clip_fraction([0.1, 0.4, 0.1]), "warn"),
+        (checks.learning_rate([1e-3]), None),
     ],
 )
-def test_bounds(finding: diagnoses.Finding | None, level: str | None) -> None:
+def test_bounds(finding: Finding | None, level: str | None) -> None:
     assert (finding and finding.level) == level
     assert finding is None or bool(finding.advice) == (level != "pass")
 
 
 def test_options_it_advises_are_those_of_the_stages() -> None:
-    text = "".join((ROOT / "rlhf_mini" / name).read_text(encoding="utf-8") for name in ("diagnoses.py", "doctor.py"))
+    text = (ROOT / "rlhf_mini" / "doctor" / "checks.py").read_text(encoding="utf-8")
     fields = {field.name for stage in (SFTOptions, RMOptions, PPOOptions) for field in dataclasses.fields(stage)}
-    assert set(re.findall(r"--(\w+)", text)) - {"run", "runs_dir"} <= fields
+    advised = set(re.findall(r"--(\w+)", text))
+    assert len(advised) > 15 and advised <= fields
+
+
+def test_files_it_advises_to_read_are_there() -> None:
+    text = (ROOT / "rlhf_mini" / "doctor" / "checks.py").read_text(encoding="utf-8")
+    assert (paths := re.findall(r"[\w/]+/\w+\.py", text))
+    assert all((ROOT / path).is_file() for path in paths)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "rlhf_mini.doctor.diagnose", *map(str, arguments)]
+    line = [sys.executable, "-m", "rlhf_mini.doctor", *map(str, arguments)]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_what_is_not_there_yet_is_no_failure(run: Path) -> None:
+def test_a_missing_stage_is_no_failure(run: Path) -> None:
     shutil.rmtree(run / "rm")
     result = command(run)
     assert (result.returncode, result.stderr) == (0, "")
     text = " ".join(result.stdout.split())
-    assert "rm: reward model" in text and "todo not there yet: run `python -m stages.rm --runs_dir" in text
+    assert "rm: reward model" in text and "todo no checkpoint yet: run `python -m stages.rm --runs_dir" in text
 
 
-def test_a_stage_at_work_or_killed(run: Path) -> None:
+def test_a_running_or_killed_stage(run: Path) -> None:
     (run / "rm").rename(run / "rm.partial")
     (run / "rm.partial" / "stage.json").unlink()
     with (run / "rm.partial" / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 11, "lo')  # is being written
+        file.write('{"step": 11, "lo')  # the last line is being written
     said = doctor(run)["rm"]
-    assert "todo finished no, it is at work or was killed: if so, run `python -m stages.rm" in said
+    assert "todo finished no, it is still running or was killed; if it was killed, run `python -m stages.rm" in said
     assert "pass learning rate" in said and not problems(said)
 
 
-def test_the_exit_status_tells_a_failure_from_a_wrong_command(run: Path) -> None:
+def test_the_exit_status_distinguishes_a_failure_from_a_wrong_command(run: Path) -> None:
     info = json.loads((run / "rm" / "stage.json").read_text(encoding="utf-8"))
     info["metrics"]["score_std"] = 0.0
     (run / "rm" / "stage.json").write_text(json.dumps(info), encoding="utf-8")
@@ -383,6 +401,7 @@ def test_the_exit_status_tells_a_failure_from_a_wrong_command(run: Path) -> None
     assert result.stderr.startswith(f"error: {run}/rm/stage.json is damaged") and result.stderr.count("\n") == 1
 
 
-def test_help_teaches() -> None:
+def test_help_explains_the_levels_and_the_exit_status() -> None:
     result = command("--help")
     assert result.returncode == 0 and "exit status is 0 if nothing failed" in result.stdout
+    assert all(f"\n    {level}  " in result.stdout for level in ("pass", "warn", "fail", "todo"))

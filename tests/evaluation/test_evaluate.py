@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_mini.core.checkpoints import Checkpoint, finish, load_checkpoint, writing
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.evaluation import evaluate, probes
 from rlhf_mini.evaluation import summary as evaluation
@@ -112,7 +112,7 @@ def another_seed(options: EvaluateOptions, **changed: Any) -> None:
         model.transformer.wte.weight.mul_(1.1)
     parents = [Checkpoint(Path(p["path"]), p["stage"], p["sha256"], {}) for p in ppo.info["parents"]]
     with writing(second, "ppo") as folder:
-        finish(
+        save_checkpoint(
             folder, stage="ppo", model=model, tokenizer=AutoTokenizer.from_pretrained(first / "ppo"),
             options=CompareOptions(**ppo.info["options"] | changed), seed=1, metrics={}, started=0.0, parents=parents,
         )  # fmt: skip

@@ -9,7 +9,8 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from rlhf_mini.models import gpt2
-from rlhf_mini.models.packing import Cache, Rows, packed
+from rlhf_mini.models.forward import forward_pass
+from rlhf_mini.models.rows import Cache, Rows
 
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [17, 18, 19]]
 LENGTHS = torch.tensor([len(row) for row in ROWS])
@@ -49,8 +50,8 @@ def test_values_and_gradients_are_the_models_own(kind: type, activation: str, ke
     (expected * weights).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    with packed(model) as read:
-        logits = read(IDS, Rows(LENGTHS), keep)
+    with forward_pass(model) as forward:
+        logits = forward(IDS, Rows(LENGTHS), keep)
     (logits * weights).sum().backward()
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     for name, parameter in model.named_parameters():
@@ -62,11 +63,11 @@ def test_decoding_continues_each_row_where_it_ends() -> None:
     model = new(GPT2LMHeadModel)
     more = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]])
     cache, kept = Cache(LENGTHS, room=3), torch.arange(5)
-    with packed(model) as read:
-        read(IDS, Rows(LENGTHS, cache))
+    with forward_pass(model) as forward:
+        forward(IDS, Rows(LENGTHS, cache))
         for step in range(3):
             cache.grow()
-            logits = read(more[kept, step], cache)  # (b, V)
+            logits = forward(more[kept, step], cache)  # (b, V)
             for row, got in zip(kept.tolist(), logits, strict=True):
                 whole = torch.tensor([ROWS[row] + more[row, : step + 1].tolist()])
                 torch.testing.assert_close(got, model(whole).logits[0, -1], atol=1e-5, rtol=1e-5)
@@ -98,8 +99,8 @@ def test_a_model_that_does_more_than_gpt2_is_read_as_it_is(change: Callable[[Any
     plain = copy.deepcopy(model)
     change(model)
     assert gpt2.fits(plain) and not gpt2.fits(model)
-    with torch.no_grad(), packed(model) as read:
-        logits = read(IDS, Rows(LENGTHS))
+    with torch.no_grad(), forward_pass(model) as forward:
+        logits = forward(IDS, Rows(LENGTHS))
     assert not torch.allclose(logits, by_itself(plain), atol=0.1)
     if change is not thinned:
         with torch.no_grad():

@@ -11,8 +11,9 @@ from transformers import LlamaForCausalLM as Llama
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Response
 from rlhf_mini.models import sampling
-from rlhf_mini.models.packing import Cache
-from rlhf_mini.models.sampling import draw, encode_prompts, encode_response, respond, sample
+from rlhf_mini.models.rows import Cache, Rows
+from rlhf_mini.models.sampling import draw, respond, sample
+from rlhf_mini.models.text import encode_prompts, encode_response, excerpt
 
 PAD, VOCAB = 0, 24
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [17, 18, 19], [20], [21, 22, 23, 5], [6, 6]]
@@ -47,7 +48,11 @@ def full_logits(model: torch.nn.Module, prompt: list[int], response: list[int]) 
 
 
 def lengths(rollout: sampling.Rollout) -> list[int]:
-    return rollout.response_mask.sum(-1).tolist()
+    return [len(ids) for ids in rollout.response_ids]
+
+
+def logprobs_by_row(rollout: sampling.Rollout) -> tuple[torch.Tensor, ...]:
+    return Rows(lengths(rollout)).split(rollout.logprobs)
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -64,13 +69,14 @@ def test_greedy_is_what_generate_says(make: Callable[[], torch.nn.Module]) -> No
         prompt_ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=PAD, eos_token_id=eos
     )[:, prompt_ids.shape[1] :]
 
-    rollout = sample(model, PROMPTS, max_new_tokens=12, temperature=0, eos_token_id=eos, pad_token_id=PAD)
+    rollout = sample(model, PROMPTS, max_new_tokens=12, temperature=0, eos_token_id=eos)
 
     assert len(set(lengths(rollout))) >= 3  # the rows do end at different times
-    assert rollout.response_ids.tolist() == expected.tolist()
-    for row, prompt, response in zip(rollout.logprobs, PROMPTS, rollout.token_lists(), strict=True):
+    whole = [row[: row.index(eos) + 1] if eos in row else row for row in expected.tolist()]
+    assert rollout.response_ids == whole
+    for row, prompt, response in zip(logprobs_by_row(rollout), PROMPTS, rollout.response_ids, strict=True):
         expected_row = full_logits(model, prompt, response).log_softmax(-1).max(-1).values  # at temperature 1
-        torch.testing.assert_close(row[: len(response)], expected_row, atol=1e-5, rtol=0)
+        torch.testing.assert_close(row, expected_row, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -94,31 +100,27 @@ def test_logprobs_equal_a_full_pass(
         max_new_tokens=12,
         temperature=temperature,
         eos_token_id=3,
-        pad_token_id=PAD,
         generator=torch.Generator().manual_seed(1),
     )
     assert selected, "no row has left the batch, so this tests nothing"
     assert selected == sorted(selected, reverse=True)
-    for index, (prompt, response) in enumerate(zip(PROMPTS, rollout.token_lists(), strict=True)):
+    for row, prompt, response in zip(logprobs_by_row(rollout), PROMPTS, rollout.response_ids, strict=True):
         assert 3 not in response[:-1]
         assert len(response) == 12 or response[-1] == 3
         logprobs = (full_logits(model, prompt, response) / temperature).log_softmax(-1)
         expected = logprobs.gather(-1, torch.tensor(response).unsqueeze(-1)).squeeze(-1)
-        torch.testing.assert_close(rollout.logprobs[index, : len(response)], expected, atol=1e-5, rtol=0)
-        assert rollout.logprobs[index, len(response) :].abs().sum() == 0
-        assert (rollout.response_ids[index, len(response) :] == PAD).all()
-        assert not rollout.response_mask[index, len(response) :].any()
-    assert rollout.response_mask.shape[1] == max(lengths(rollout))
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
+    assert len(set(lengths(rollout))) >= 3 and len(rollout.logprobs) == sum(lengths(rollout))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 2.0])
 def test_rows_leaving_the_batch_change_nothing(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = dict(max_new_tokens=16, eos_token_id=3, pad_token_id=PAD)
+    arguments = dict(max_new_tokens=16, eos_token_id=3)
     uniforms = torch.rand((len(PROMPTS), 16), generator=torch.Generator().manual_seed(2))
     expected = sample(gpt2(), PROMPTS, uniforms=uniforms, **arguments)  # type: ignore[arg-type]
     monkeypatch.setattr(sampling, "COMPACT_SHARE", share)
     rollout = sample(gpt2(), PROMPTS, uniforms=uniforms, **arguments)  # type: ignore[arg-type]
-    assert rollout.response_ids.tolist() == expected.response_ids.tolist()
+    assert rollout.response_ids == expected.response_ids
     torch.testing.assert_close(rollout.logprobs, expected.logprobs, atol=1e-5, rtol=0)
 
 
@@ -136,11 +138,11 @@ def test_tokens_are_told_as_they_are_drawn(share: float, monkeypatch: pytest.Mon
             heard[row].append(token)
 
     uniforms = torch.rand((len(PROMPTS), 16), generator=torch.Generator().manual_seed(2))
-    arguments = dict(max_new_tokens=16, eos_token_id=3, pad_token_id=PAD, uniforms=uniforms)
+    arguments = dict(max_new_tokens=16, eos_token_id=3, uniforms=uniforms)
     rollout = sample(gpt2(), PROMPTS, on_tokens=on_tokens, **arguments)  # type: ignore[arg-type]
-    assert heard == rollout.token_lists()
+    assert heard == rollout.response_ids
     assert len(set(steps)) >= 3  # the rows do end at different times
-    assert torch.equal(rollout.response_ids, sample(gpt2(), PROMPTS, **arguments).response_ids)  # type: ignore[arg-type]
+    assert rollout.response_ids == sample(gpt2(), PROMPTS, **arguments).response_ids  # type: ignore[arg-type]
 
 
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -168,12 +170,10 @@ def test_samples_follow_the_softmax(temperature: float) -> None:
         max_new_tokens=2,
         temperature=temperature,
         eos_token_id=99,
-        pad_token_id=PAD,
         generator=torch.Generator().manual_seed(0),
     )
     for prompt in ([1, 2], [3]):
-        chosen = torch.tensor([p == prompt for p in prompts])
-        pairs = rollout.response_ids[chosen]
+        pairs = torch.tensor([ids for p, ids in zip(prompts, rollout.response_ids, strict=True) if p == prompt])
         counts = torch.bincount(pairs[:, 0] * 6 + pairs[:, 1], minlength=36).double()
         exact = torch.zeros(6, 6, dtype=torch.float64)
         for first in range(6):
@@ -199,19 +199,26 @@ def test_prompts_and_responses_are_encoded_as_the_chat_template_says(nano_base: 
     conversation = [*ask("Hi"), {"role": "assistant", "content": "Paris"}]
     whole = tokenizer.apply_chat_template(conversation, tokenize=False)
     (prompt,) = encode_prompts(tokenizer, [ask("Hi")])
-    assert prompt + encode_response(tokenizer, "Paris") == tokenizer(whole, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(prompt) == "<|user|> Hi\n<|assistant|>"
+    assert prompt.messages == ask("Hi")
+    assert prompt.ids + encode_response(tokenizer, "Paris") == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(prompt.ids) == "<|user|> Hi\n<|assistant|>"
     assert encode_response(tokenizer, "Paris")[-1] == tokenizer.eos_token_id
     assert encode_response(tokenizer, "Paris", ended=False) == encode_response(tokenizer, "Paris")[:-1]
     assert encode_prompts(tokenizer, []) == []
-    tokenizer.chat_template = "{{ messages[0]['content'] }}!"  # what was encoded before does not stick
-    assert encode_prompts(tokenizer, [ask("Hi"), ask("Ho"), ask("Hi")]) == tokenizer(["Hi!", "Ho!", "Hi!"])["input_ids"]
+    tokenizer.chat_template = "{{ messages[0]['content'] }}!"
+    encoded = encode_prompts(tokenizer, [ask("Hi"), ask("Ho"), ask("Hi")])
+    assert [each.ids for each in encoded] == tokenizer(["Hi!", "Ho!", "Hi!"])["input_ids"]
+
+
+def test_an_excerpt_is_one_line_each_without_control_characters() -> None:
+    said = excerpt(ask("One\ntwo " + "x" * 200), Response("a\x1b[31mb", ended=False), width=20)
+    assert said == "    user: One two xxxxxxxxx...\n    model: a\N{REPLACEMENT CHARACTER}[31mb ..."
 
 
 def test_respond(nano_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The responses come in the order of the prompts and do not depend on the batches; the seed decides them."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(nano_base), AutoTokenizer.from_pretrained(nano_base)
-    prompts = [ask("word " * count) for count in (3, 1, 7, 2, 5)]
+    prompts = encode_prompts(tokenizer, [ask("word " * count) for count in (3, 1, 7, 2, 5)])
     one = respond(model, tokenizer, prompts, max_new_tokens=6, seed=3, batch_size=1)
     assert respond(model, tokenizer, prompts, max_new_tokens=6, seed=3, batch_size=3) == one
     assert respond(model, tokenizer, prompts, max_new_tokens=6, seed=4) != one
@@ -220,8 +227,8 @@ def test_respond(nano_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert response.ended == (response.ids[-1] == tokenizer.eos_token_id)
         assert response.ended or len(response.ids) == 6
     greedy = respond(model, tokenizer, prompts, max_new_tokens=4, temperature=0)
-    for prompt, response in zip(encode_prompts(tokenizer, prompts), greedy, strict=True):
-        assert response.ids == full_logits(model, prompt, response.ids).argmax(-1).tolist()
+    for prompt, response in zip(prompts, greedy, strict=True):
+        assert response.ids == full_logits(model, prompt.ids, response.ids).argmax(-1).tolist()
     assert respond(model, tokenizer, [], max_new_tokens=4) == []
     # A model in training comes back as it was, and its dropout is off meanwhile.
     model.train()
@@ -233,16 +240,17 @@ def test_a_response_that_is_only_the_end_of_text(nano_base: Path, monkeypatch: p
     model, tokenizer = AutoModelForCausalLM.from_pretrained(nano_base), AutoTokenizer.from_pretrained(nano_base)
     eos = tokenizer.eos_token_id
     monkeypatch.setattr(sampling, "draw", lambda logits, uniforms: torch.full(uniforms.shape, eos))
-    assert respond(model, tokenizer, [ask("Hi")], max_new_tokens=4) == [Response("", True, [eos])]
+    prompts = encode_prompts(tokenizer, [ask("Hi")])
+    assert respond(model, tokenizer, prompts, max_new_tokens=4) == [Response("", True, [eos])]
 
 
 def test_a_prompt_longer_than_the_context_is_told_with_numbers(nano_base: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(nano_base), AutoTokenizer.from_pretrained(nano_base)
     positions = model.config.n_positions
     (overhead,) = encode_prompts(tokenizer, [ask("")])
-    fits = ask("1" * (positions - 8 - len(overhead)))  # a digit is a token of its own: nothing merges
-    longer = ask("1" * (positions - 8 - len(overhead) + 1))
-    assert [len(ids) for ids in encode_prompts(tokenizer, [fits, longer])] == [positions - 8, positions - 7]
+    room = positions - 8 - len(overhead.ids)
+    fits, longer = encode_prompts(tokenizer, [ask("1" * room), ask("1" * (room + 1))])  # each digit is a token
+    assert (len(fits.ids), len(longer.ids)) == (positions - 8, positions - 7)
     respond(model, tokenizer, [fits], max_new_tokens=8)
     with pytest.raises(UserError, match=rf"has {positions - 7} tokens.*context of {positions} leaves {positions - 8} "):
         respond(model, tokenizer, [fits, longer], max_new_tokens=8)

@@ -1,6 +1,7 @@
 """Scores, values and log-probabilities against one unpadded row at a time, through the models' own forward passes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +16,18 @@ from transformers import (
 )
 
 from rlhf_mini.core.examples import Response
-from rlhf_mini.models.sampling import encode_prompts, encode_response
 from rlhf_mini.models.scoring import (
-    in_length_buckets,
+    in_buckets,
+    lay_out,
     response_logprobs,
     response_values,
-    right_pad,
-    score,
+    reward_scores,
     score_texts,
     sequence_logprobs,
-    token_values,
+    text_logprobs,
+    text_loss,
 )
+from rlhf_mini.models.text import encode_prompts, encode_response
 
 PAD, MEAN = 0, 0.75
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [15, 16], [17]]
@@ -65,74 +67,89 @@ def hidden_states(model: GPT2ForSequenceClassification, sequence: list[int]) -> 
     return model.transformer(torch.tensor([sequence])).last_hidden_state[0]
 
 
+def by_row(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(n,) -> one tensor per response."""
+    return x.split([len(response) for response in RESPONSES])
+
+
+def test_rows_are_laid_end_to_end() -> None:
+    ids, rows, response = lay_out([[5, 6], [7]], [[1], [2, 3]], torch.device("cpu"))
+    assert ids.tolist() == [5, 6, 1, 7, 2, 3]
+    assert rows.position_ids.tolist() == [0, 1, 2, 0, 1, 2]
+    assert response.tolist() == [2, 4, 5]
+
+
 @pytest.mark.parametrize("bucket_size", [1, 2, 16])
 @torch.no_grad()
-def test_scores_with_and_without_padding_agree(reward_model: GPT2ForSequenceClassification, bucket_size: int) -> None:
-    input_ids, mask = right_pad(SEQUENCES, PAD)
-    scores = score(reward_model, input_ids, mask, bucket_size)
+def test_scores_do_not_depend_on_the_batch(reward_model: GPT2ForSequenceClassification, bucket_size: int) -> None:
+    scores = reward_scores(reward_model, PROMPTS, RESPONSES, bucket_size)
     alone = torch.stack([reward_model(torch.tensor([s])).logits[0, 0] - MEAN for s in SEQUENCES])
     torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
     assert scores.std() > 0.1  # they differ, so agreeing means something
-    # transformers' own pooling reads the same position, up to the mean
-    pooled = reward_model(input_ids, attention_mask=mask).logits[:, 0] - MEAN
-    torch.testing.assert_close(scores, pooled, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_scores_agree_with_transformers_own_pooling(reward_model: GPT2ForSequenceClassification) -> None:
+    """A padded batch, read by the model itself, up to the mean."""
+    width = max(map(len, SEQUENCES))
+    padded = torch.tensor([row + [PAD] * (width - len(row)) for row in SEQUENCES])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in SEQUENCES])
+    pooled = reward_model(padded, attention_mask=mask).logits[:, 0] - MEAN
+    torch.testing.assert_close(reward_scores(reward_model, PROMPTS, RESPONSES), pooled, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_the_pad_token_inside_a_text_counts_as_text(reward_model: GPT2ForSequenceClassification) -> None:
-    """The mask decides where a sequence ends, not the token: a sampled pad does not move the score."""
-    sequence = [5, PAD, PAD]
-    input_ids, mask = right_pad([sequence, [1, 2, 3, 4, 5]], PAD)
-    expected = reward_model.score(hidden_states(reward_model, sequence))[-1, 0] - MEAN
-    torch.testing.assert_close(score(reward_model, input_ids, mask)[0], expected, atol=1e-5, rtol=0)
+    """The length decides where a sequence ends, not the token: a sampled pad does not move the score."""
+    expected = reward_model.score(hidden_states(reward_model, [5, PAD, PAD]))[-1, 0] - MEAN
+    scores = reward_scores(reward_model, [[5], [1, 2, 3]], [[PAD, PAD], [4, 5]])
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("bucket_size", [1, 2, 16])
 @torch.no_grad()
-def test_values_are_the_head_at_every_position(reward_model: GPT2ForSequenceClassification, bucket_size: int) -> None:
-    input_ids, mask = right_pad(SEQUENCES, PAD)
-    _, response_mask = right_pad(RESPONSES, PAD)
-    everywhere = token_values(reward_model, input_ids, mask, mask.bool(), bucket_size)
-    before = response_values(reward_model, input_ids, mask, response_mask.bool(), bucket_size)
-    assert everywhere.shape == input_ids.shape
-    assert before.shape == response_mask.shape
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+def test_values_are_read_before_each_token(reward_model: GPT2ForSequenceClassification, bucket_size: int) -> None:
+    values = response_values(reward_model, PROMPTS, RESPONSES, bucket_size)
+    for prompt, response, actual in zip(PROMPTS, RESPONSES, by_row(values), strict=True):
         expected = reward_model.score(hidden_states(reward_model, prompt + response))[:, 0] - MEAN
-        torch.testing.assert_close(everywhere[row, : len(expected)], expected, atol=1e-5, rtol=0)
         # The value before the first response token is read at the prompt's last token; the response's last gives none.
-        torch.testing.assert_close(before[row, : len(response)], expected[len(prompt) - 1 : -1], atol=1e-5, rtol=0)
-        assert before[row, len(response) :].abs().sum() == 0
+        torch.testing.assert_close(actual, expected[len(prompt) - 1 : -1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("bucket_size", [1, 2, 16])
 def test_logprobs_and_entropy(policy: PreTrainedModel, temperature: float, bucket_size: int) -> None:
-    input_ids, mask = right_pad(SEQUENCES, PAD)
-    _, response_mask = right_pad(RESPONSES, PAD)
-    logprobs, entropy = response_logprobs(policy, input_ids, mask, response_mask.bool(), temperature, bucket_size)
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+    logprobs, entropy = response_logprobs(policy, PROMPTS, RESPONSES, temperature, bucket_size)
+    for prompt, response, p, h in zip(PROMPTS, RESPONSES, by_row(logprobs), by_row(entropy), strict=True):
         logits = policy(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] / temperature
         distribution = torch.distributions.Categorical(logits=logits)
-        expected = distribution.log_prob(torch.tensor(response))
-        torch.testing.assert_close(logprobs[row, : len(response)], expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(entropy[row, : len(response)], distribution.entropy(), atol=1e-5, rtol=0)
-        assert logprobs[row, len(response) :].abs().sum() + entropy[row, len(response) :].abs().sum() == 0
+        torch.testing.assert_close(p, distribution.log_prob(torch.tensor(response)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(h, distribution.entropy(), atol=1e-5, rtol=0)
     assert logprobs.requires_grad
     assert not entropy.requires_grad
+
+
+@torch.no_grad()
+def test_the_loss_on_texts_is_the_models_own(policy: PreTrainedModel) -> None:
+    """Each token but a text's first, every token of all texts weighing the same."""
+    sums, tokens = 0.0, 0
+    for text, logprobs in zip(SEQUENCES, text_logprobs(policy, SEQUENCES).split([len(t) - 1 for t in SEQUENCES]), strict=True):
+        own = policy(torch.tensor([text]), labels=torch.tensor([text])).loss.item()
+        assert -logprobs.mean().item() == pytest.approx(own, abs=1e-5)
+        sums, tokens = sums + own * (len(text) - 1), tokens + len(text) - 1
+    assert text_loss(policy, SEQUENCES).item() == pytest.approx(sums / tokens, abs=1e-5)
 
 
 def test_buckets_do_not_change_the_gradient(
     policy: PreTrainedModel, reward_model: GPT2ForSequenceClassification
 ) -> None:
-    input_ids, mask = right_pad(SEQUENCES, PAD)
-    response_mask = right_pad(RESPONSES, PAD)[1].bool()
-    weights = torch.randn(response_mask.shape)
+    weights = torch.randn(sum(map(len, RESPONSES)))
     gradients = []
     for bucket_size in (2, 16):
         policy.zero_grad()
         reward_model.zero_grad()
-        logprobs, _ = response_logprobs(policy, input_ids, mask, response_mask, 1.0, bucket_size)
-        values = response_values(reward_model, input_ids, mask, response_mask, bucket_size)
+        logprobs = response_logprobs(policy, PROMPTS, RESPONSES, 1.0, bucket_size).logprobs
+        values = response_values(reward_model, PROMPTS, RESPONSES, bucket_size)
         ((logprobs + values) * weights).sum().backward()
         gradients.append([p.grad.clone() for m in (policy, reward_model) for p in m.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) == len([*policy.parameters(), *reward_model.parameters()])
@@ -140,20 +157,16 @@ def test_buckets_do_not_change_the_gradient(
         torch.testing.assert_close(small, large, atol=1e-5, rtol=1e-4)
 
 
-def test_left_padding_is_refused(reward_model: GPT2ForSequenceClassification) -> None:
-    with pytest.raises(ValueError, match="padded on the right"):
-        score(reward_model, torch.tensor([[PAD, 5], [6, 7]]), torch.tensor([[0, 1], [1, 1]]))
-
-
 def test_buckets_restore_the_order() -> None:
-    mask = right_pad([[1] * length for length in (3, 1, 4, 1, 5, 2)], PAD)[1]
+    lengths = (3, 1, 4, 1, 5, 2)
     seen = []
 
-    def forward(rows: torch.Tensor) -> torch.Tensor:
-        seen.append(mask[rows].sum(-1).tolist())
-        return rows * 10
+    def one_pass(prompts: Any, responses: Any) -> list[torch.Tensor]:
+        seen.append([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        return [torch.tensor([r[0]]) for r in responses]
 
-    assert in_length_buckets(forward, mask, 4).tolist() == [0, 10, 20, 30, 40, 50]
+    rows = in_buckets(one_pass, [[9] * (length - 1) for length in lengths], [[10 * n] for n in range(6)], 4)
+    assert [row.item() for row in rows] == [0, 10, 20, 30, 40, 50]
     assert seen == [[5, 4, 3, 2], [1, 1]]  # the longest first
 
 
@@ -165,7 +178,8 @@ def test_texts(nano_base: Path) -> None:
     policy = GPT2LMHeadModel(settings).eval()
     settings.num_labels = 1
     reward_model = GPT2ForSequenceClassification(settings).eval()  # no reward_mean in its config: 0
-    prompts = [[{"role": "user", "content": text}] for text in ("Hi", "Name a colour.", "Hi", "Why?", "Hi")]
+    texts = ("Hi", "Name a colour.", "Hi", "Why?", "Hi")
+    prompts = encode_prompts(tokenizer, [[{"role": "user", "content": text}] for text in texts])
     responses = [
         Response("green", True),
         Response("The capital of France", False),
@@ -173,12 +187,12 @@ def test_texts(nano_base: Path) -> None:
         Response("Paris", True, encode_response(tokenizer, "Paris")),
         Response("", True),
     ]
-    scores = score_texts(reward_model, tokenizer, prompts, responses, batch_size=2)
-    sums = sequence_logprobs(policy, tokenizer, prompts, responses, temperature=0.5, batch_size=2)
-    for prompt, response, got, total in zip(encode_prompts(tokenizer, prompts), responses, scores, sums, strict=True):
+    scores = score_texts(reward_model, tokenizer, prompts, responses)
+    sums = sequence_logprobs(policy, tokenizer, prompts, responses, temperature=0.5)
+    for prompt, response, got, total in zip(prompts, responses, scores, sums, strict=True):
         ids = encode_response(tokenizer, response.text, response.ended)
-        whole = torch.tensor([prompt + ids])
+        whole = torch.tensor([prompt.ids + ids])
         with torch.no_grad():
             assert got == pytest.approx(reward_model(whole).logits.item(), abs=1e-5)
-            logprobs = (policy(whole).logits[0, len(prompt) - 1 : -1] / 0.5).log_softmax(-1)
+            logprobs = (policy(whole).logits[0, len(prompt.ids) - 1 : -1] / 0.5).log_softmax(-1)
         assert total == pytest.approx(logprobs.gather(-1, torch.tensor([ids]).T).sum().item(), abs=1e-4)

@@ -1,6 +1,7 @@
-"""`python -m rlhf_mini.report`: figures by hand, the page as a file, and the page in a real browser."""
+"""`python -m rlhf_mini.report`: numbers checked by hand, the page as a file, and the page in a real browser."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,15 +18,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_mini.core.checkpoints import finish, load_checkpoint, writing
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.files import read_jsonl, write_jsonl
 from rlhf_mini.evaluation import evaluate
-from rlhf_mini.models.sampling import encode_prompts, encode_response
-from rlhf_mini.report import cost, plots
+from rlhf_mini.models.text import encode_prompts, encode_response
+from rlhf_mini.report import cost, explorer, plots
 from rlhf_mini.report import page as report
 from rlhf_mini.report.cost import Work, costs, work
-from rlhf_mini.report.page import ReportOptions, fitting, pick, script_json, summary, write_report
+from rlhf_mini.report.explorer import fitting, pick
+from rlhf_mini.report.page import ReportOptions, script_json, summary, write_report
 from stages.ppo.options import PPOOptions
 from stages.rm.options import RMOptions
 from stages.sft.options import SFTOptions
@@ -53,11 +55,11 @@ def row(number: int, use_case: str, text: str, sft: tuple[float, float], ppo: tu
 
 ROWS = [
     row(0, "chat", "First?", (0.5, 0.0), (0.6, 1.0)),  # +0.1
-    row(1, "chat", "Second?", (0.2, 0.0), (1.0, 2.0)),  # +0.8, the best mover
-    row(2, "open_qa", "Third?", (0.9, 0.0), (0.1, 1.0)),  # -0.8, the worst; RM prefers PPO all the same
+    row(1, "chat", "Second?", (0.2, 0.0), (1.0, 2.0)),  # +0.8, the largest gain
+    row(2, "open_qa", "Third?", (0.9, 0.0), (0.1, 1.0)),  # -0.8, the largest loss; RM still prefers PPO
     row(3, "open_qa", "Fourth?", (0.7, 0.0), (0.7, 1.0)),  # a tie
     row(4, "extract", EVIL, (0.3, 1.0), (0.5, 0.5)),  # +0.2, but RM prefers SFT
-    {  # a prompt of one's own: nothing is known of it
+    {  # a prompt of the user's own: nothing is known of it
         "prompt": [
             {"role": "user", "content": "One?"},
             {"role": "assistant", "content": "Two."},
@@ -108,7 +110,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make_run(base: Path, folder: Path) -> ReportOptions:
-    """A run "r" of random models under `folder`, measured on ROWS."""
+    """A run "r" of random models in `folder`, measured on ROWS."""
     run_dir, data = folder / "runs" / "r", folder / "data"
     prompts = [{"prompt": one["prompt"]} for one in ROWS[:4]]
     write_jsonl(data / "prompts.jsonl", prompts)
@@ -150,7 +152,7 @@ def make_run(base: Path, folder: Path) -> ReportOptions:
                 AutoModelForSequenceClassification.from_pretrained(run_dir / "rm").save_pretrained(
                     partial / "value_model"
                 )
-            finish(
+            save_checkpoint(
                 partial, stage=stage, model=model, tokenizer=tokenizer, options=options[stage], seed=seed,
                 metrics=metrics[stage], started=time.time() - 10, parents=parents,
             )  # fmt: skip
@@ -163,7 +165,7 @@ def make_run(base: Path, folder: Path) -> ReportOptions:
 
 @pytest.fixture(scope="module")
 def made(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportOptions:
-    """The run whose page most tests look at, written once."""
+    """The run whose page most tests read; the page is written once."""
     options = make_run(_nano_base, tmp_path_factory.mktemp("report"))
     with console.capture():
         write_report(options, "the command")
@@ -177,26 +179,33 @@ def html(made: ReportOptions) -> str:
 
 @pytest.fixture
 def copy(made: ReportOptions, tmp_path: Path) -> ReportOptions:
-    """The same run, to break; without microscope, which takes the time."""
+    """A copy of the run, to break; without microscope, which takes time."""
     shutil.copytree(made.runs_dir, tmp_path / "runs")
     return ReportOptions(run="r", runs_dir=str(tmp_path / "runs"), base=made.base, microscope_prompts=0)
 
 
-# --- figures by hand -------------------------------------------------------------------------------------------------
+# --- numbers checked by hand -----------------------------------------------------------------------------------------
 
 
 def test_the_microscope_takes_the_extremes_first() -> None:
-    assert pick(ROWS, 4, seed=0)[:3] == [0, 1, 2]  # the first, the best mover, the worst, which also disagrees most
+    # The first row, the largest gain, and the largest loss, where RM and gold also disagree most.
+    assert pick(ROWS, 4, seed=0)[:3] == [0, 1, 2]
     assert pick(ROWS, 4, seed=0) == pick(ROWS, 4, seed=0)
     assert sorted(pick(ROWS, 99, seed=0)) == list(range(len(ROWS)))
     assert pick(ROWS, 0, seed=0) == []
 
 
-def test_moving_and_disagreeing() -> None:
-    assert report.moved(ROWS[2]) == pytest.approx(-0.8)
-    assert report.disagreement(ROWS[2]) == pytest.approx(0.8)  # gold -0.8, RM +1
-    assert report.disagreement(ROWS[1]) == pytest.approx(-1.6)
-    assert report.moved(ROWS[5]) is None and report.disagreement(ROWS[5]) is None
+def test_gain_and_disagreement() -> None:
+    assert explorer.gain(ROWS[2]) == pytest.approx(-0.8)
+    assert explorer.disagreement(ROWS[2]) == pytest.approx(0.8)  # gold -0.8, RM +1
+    assert explorer.disagreement(ROWS[1]) == pytest.approx(-1.6)
+    assert explorer.gain(ROWS[5]) is None and explorer.disagreement(ROWS[5]) is None
+
+
+def test_a_colour_scale_ends_at_the_90th_percentile() -> None:
+    assert explorer.colour_scale([[*range(1, 11), 99], [None, -99]]) == 9.0  # 11 tokens: 0 to 10; the ends count not
+    assert explorer.colour_scale([[0.0, 1.0]]) == 0.01  # nothing to tell apart
+    assert explorer.colour_scale([]) == 1.0
 
 
 def test_flops_and_watt_hours() -> None:
@@ -207,27 +216,27 @@ def test_flops_and_watt_hours() -> None:
 def test_what_each_stage_computed(made: ReportOptions) -> None:
     checkpoints = {"base": load_checkpoint(made.base, "base")}
     checkpoints |= {name: load_checkpoint(made.run_dir / name, name) for name in ("sft", "rm", "ppo")}
-    updates = report.read_lines(made.run_dir / "ppo" / "metrics.jsonl")
+    iterations = read_jsonl(made.run_dir / "ppo" / "metrics.jsonl")
 
     model = AutoModelForCausalLM.from_pretrained(made.run_dir / "sft")
     width, vocabulary = model.config.n_embd, model.config.vocab_size
     body = sum(p.numel() for p in model.parameters()) - width * (vocabulary + model.config.n_positions)
     head = width * vocabulary
     tokenizer = AutoTokenizer.from_pretrained(made.base)
-    prompts = [len(ids) for ids in encode_prompts(tokenizer, [one["prompt"] for one in ROWS[:4]])]
+    prompts = [len(each.ids) for each in encode_prompts(tokenizer, [one["prompt"] for one in ROWS[:4]])]
     green, paris = (len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris"))
 
-    (sft,) = work("sft", checkpoints, updates)
+    (sft,) = work("sft", checkpoints, iterations)
     assert sft.flops == 6 * (body + head) * 2 * (sum(prompts) + 4 * green)  # two epochs
-    sampling, training = work("rm", checkpoints, updates)
+    sampling, training = work("rm", checkpoints, iterations)
     of_ranking = (2 * sum(prompts) + 4 * (green + paris)) / 4
     assert sampling.flops == pytest.approx(2 * (body + head) * 4 * of_ranking)
     assert training.flops == pytest.approx(6 * body * 3 * of_ranking)
-    tokens = 8 * (sum(prompts) / 4 + 11) + 8 * (sum(prompts) / 4 + 12)  # two updates of 8 episodes
-    by_head = sum(part.flops for part in work("ppo", checkpoints, updates))
+    tokens = 8 * (sum(prompts) / 4 + 11) + 8 * (sum(prompts) / 4 + 12)  # two iterations of 8 responses
+    by_head = sum(part.flops for part in work("ppo", checkpoints, iterations))
     assert by_head == pytest.approx(tokens * ((2 + 2 + 6) * (body + head) + (2 + 2 + 6) * body))
 
-    *stages, total = costs(checkpoints, updates, watts=36.0)
+    *stages, total = costs(checkpoints, iterations, watts=36.0)
     assert [cost.stage for cost in stages] == ["base", "SFT", "RM", "PPO"]
     assert total.flops == sum(cost.flops or 0 for cost in stages[1:])
     assert total.seconds == pytest.approx(sum(cost.seconds for cost in stages[1:]))
@@ -245,11 +254,12 @@ def test_a_stage_whose_data_are_gone_has_no_flops(copy: ReportOptions) -> None:
 
 def test_the_summary_leaves_out_what_was_not_measured() -> None:
     first, second, third = summary({**EVALUATED, "prompts": 1200})
-    assert "On 1,200 prompts" in first and "80\N{NO-BREAK SPACE}% (78 to 83\N{NO-BREAK SPACE}%)" in first
+    assert "On 1,200 prompts" in first and "on 80% (78 to 83%)" in first
     assert "0.10 for the base model, 0.50 for SFT and 0.80 for PPO" in second and "from 1.00 to 1.60" in second
-    assert "“courteous” (0.55 to 0.88)" in third and "“task” (0.50 to 0.80)" in third and "3.20 nats" in third
+    assert "“courteous” (0.55 to 0.88)" in third and "“task” (0.50 to 0.80)" in third
+    assert "3.20 nats a response" in third
     assert summary({}) == []
-    assert "trained on (of the runs a, b together)" in summary({**EVALUATED, "runs": ["a", "b"]})[0]
+    assert "RM and PPO (runs a, b pooled)" in summary({**EVALUATED, "runs": ["a", "b"]})[0]
 
 
 def test_numbers_in_words() -> None:
@@ -257,7 +267,7 @@ def test_numbers_in_words() -> None:
     assert report.power_of_ten(9.96e12).startswith("1.0") and report.power_of_ten(None) == "–"
     assert report.number({"mean": -0.5, "low": None, "high": None}) == "−0.50"
     assert report.share(None) == report.share({"mean": None}) == "–"
-    assert [report.short(x, 2) for x in (1.0, 0.126, -0.0001, None, float("nan"))] == [1, 0.13, 0, None, None]
+    assert [explorer.rounded(x, 2) for x in (1.0, 0.126, -0.0001, None, float("nan"))] == [1, 0.13, 0, None, None]
 
 
 def test_fits_of_gao_et_al() -> None:
@@ -280,6 +290,27 @@ def test_json_cannot_leave_its_script_element() -> None:
     text = script_json({EVIL: [EVIL, float("nan"), "\u2029\x00"]})
     assert not set("<>&\u2028\u2029\x00") & set(text)
     assert json.loads(text) == {EVIL: [EVIL, None, "\u2029\x00"]}
+
+
+def test_the_script_gets_its_data_by_name(html: str) -> None:
+    data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[0])
+    assert [prompt["id"] for prompt in data["prompts"]] == ["t-0", "t-1", "t-2", "t-3", "t-4", "prompt-5"]
+    first, own = data["prompts"][0], data["prompts"][5]
+    assert first["answers"]["ppo"] == {
+        "text": "It is Paris 0.", "ended": True, "tokens": 9, "rm_score": 1, "gold": 0.6, "log_ratio": 2.5,
+        "parts": {"task": 1, "harmless": 1, "courteous": 0, "concise": 1, "ends": 1},
+    }  # fmt: skip
+    assert own["messages"] == ROWS[5]["prompt"] and own["use_case"] == "" and own["answers"]["sft"]["gold"] is None
+    assert set(first["looks"]) == {"sft", "ppo"} and set(own["looks"]) == {"ppo"}  # its SFT response has no token
+    look = first["looks"]["ppo"]
+    columns = [look[name] for name in ("text", "logprob", "ref_logprob", "ref_top", "ref_top_logprob")]
+    assert {len(column) for column in [*columns, *look["measures"].values()]} == {len(look["text"])}
+    assert list(look["measures"]) == list(data["measures"])
+
+    script = Path(report.__file__).with_name("explorer.js").read_text(encoding="utf-8")
+    declared = (explorer.Explorer, explorer.Measure, explorer.ShownPrompt, explorer.Answer, explorer.Look)
+    names = {field.name for one in declared for field in dataclasses.fields(one)}
+    assert {name for name in names if not re.search(rf"\b{name}\b", script)} == set()
 
 
 def test_texts_are_escaped(html: str) -> None:
@@ -311,7 +342,7 @@ def test_the_same_run_gives_the_same_bytes(copy: ReportOptions) -> None:
 
 
 def test_an_svg_takes_the_colours_of_the_page() -> None:
-    series = [plots.Series("one", [0, 1], [0, 1], smoothed=3), plots.Series("$two$ <b>", [0, 1], [1, 0.275], 1)]
+    series = [plots.Series("one", [0, 1], [0, 1], window=3), plots.Series("$two$ <b>", [0, 1], [1, 0.275], 1)]
     drawn = plots.panel("name", EVIL, "x", "y", series, level=(0.275, "level"))
     assert drawn == plots.panel("name", EVIL, "x", "y", series, level=(0.275, "level"))
     assert "currentColor" in drawn and "var(--s1)" in drawn and "#01" not in drawn
@@ -334,8 +365,8 @@ def test_a_reward_of_ones_own_is_told(copy: ReportOptions) -> None:
     stage.write_text(json.dumps(info | {"options": info["options"] | {"reward": "stages.ppo.rewards:short"}}))
     (copy.run_dir / "overopt.json").unlink()
     page = write_report(copy, "").read_text(encoding="utf-8")
-    assert "the reward model, which PPO did not see" in page
-    assert "its PPO was not trained on its own reward model" in page and "make overopt" not in page
+    assert "score, which PPO was not trained on, goes from" in page
+    assert "PPO was not trained on the run's reward model" in page and "make overopt" not in page
 
 
 def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> None:
@@ -361,12 +392,12 @@ def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> N
         (
             "evaluate.json",
             '{"provenance": {"r": {"checkpoints": {"ppo": {"sha256": "of another"}}}}}',
-            "was evaluated before its ppo was made again: run",
+            "was evaluated before its ppo was trained again: run",
         ),
         (
             "compare.json",
             '{"provenance": {"options": {"num_prompts": 20}}}',
-            "was compared anew since it was evaluated: run `python -m rlhf_mini.evaluation.evaluate",
+            "was compared again after it was evaluated: run `python -m rlhf_mini.evaluation.evaluate",
         ),
     ],
 )
@@ -394,7 +425,7 @@ def test_an_evaluation_without_figures_still_gives_a_page(copy: ReportOptions) -
     [(["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft"), (["--watts", "0"], "--watts must be")],
 )
 def test_mistakes_as_a_user_makes_them(_nano_base: Path, arguments: list[str], sentence: str) -> None:
-    command = [sys.executable, "-m", "rlhf_mini.report.page", "--base", str(_nano_base), *arguments]
+    command = [sys.executable, "-m", "rlhf_mini.report", "--base", str(_nano_base), *arguments]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode != 0 and sentence in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -422,7 +453,7 @@ def address(made: ReportOptions) -> str:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page, open. Whatever a test does with it: no error, no word on the console, no request, no dialog."""
+    """The open page. Whatever a test does with it: no error, no console message, no request, no dialog."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     faults: list[str] = []
     requests: list[str] = []
@@ -453,7 +484,8 @@ def listed(page: Any) -> list[str]:
 def test_it_opens_with_the_first_prompt_side_by_side(page: Any) -> None:
     assert shown(page) == "First?"
     assert page.locator("#answers h3").all_inner_texts() == ["base", "SFT", "PPO\nbest by gold"]
-    assert page.locator("#answers .response").all_inner_texts() == ["Colour? (cut)", "It is green.", "It is Paris 0."]
+    responses = page.locator("#answers .response").all_inner_texts()
+    assert responses == ["Colour? (truncated)", "It is green.", "It is Paris 0."]
     assert page.locator("#place").inner_text() == f"Prompt 1 of {len(ROWS)}"
     assert page.locator("h1").count() == 1 and "#" not in page.url
 
@@ -467,7 +499,7 @@ def test_filters_narrow_the_list(page: Any) -> None:
     page.locator("#near li").nth(5).wait_for()
     page.select_option("[name=winner]", "tie")
     assert listed(page) == ["Fourth?"]
-    page.select_option("[name=winner]", "2")
+    page.select_option("[name=winner]", "ppo")
     page.select_option("[name=novel]", "none")
     assert listed(page) == ["Second?"]
     page.click("button[type=reset]")
@@ -478,12 +510,12 @@ def test_filters_narrow_the_list(page: Any) -> None:
     assert not page.locator("#shown").is_visible() and not page.locator("#microscope").is_visible()
 
 
-def test_movers_come_in_their_order(page: Any) -> None:
-    page.click("text=best movers")
+def test_gains_and_losses_come_in_their_order(page: Any) -> None:
+    page.click("text=largest gains")
     assert [text[:8] for text in listed(page)] == ["Second?", EVIL[:8], "First?", "Fourth?", "Third?", "Own?"]
     assert page.locator("#near .number").all_inner_texts() == ["+0.80", "+0.20", "+0.10", "0.00", "−0.80", "–"]
-    assert page.locator("text=best movers").get_attribute("aria-pressed") == "true"
-    page.click("text=worst movers")
+    assert page.locator("text=largest gains").get_attribute("aria-pressed") == "true"
+    page.click("text=largest losses")
     assert listed(page)[0] == "Third?" and listed(page)[-1] == "Own?" and shown(page) == "Third?"
     page.click("text=RM against gold")
     assert shown(page) == "Third?"
@@ -519,7 +551,7 @@ def test_going_on_by_button_key_and_link(page: Any, address: str) -> None:
 
 def test_model_text_is_shown_as_it_is(page: Any, address: str) -> None:
     page.goto(f"{address}#prompt=t-4")
-    text = "document.querySelector('#answers .stage2 .response').firstChild.data"
+    text = "document.querySelector('#answers .ppo .response').firstChild.data"
     assert page.evaluate(text) == EVIL
     assert page.evaluate("document.querySelector('#prompt p').lastChild.data") == EVIL
     of_tokens = "[...document.querySelectorAll('.token')].slice(0, -1).map((token) => token.textContent).join('')"
@@ -530,20 +562,25 @@ def test_model_text_is_shown_as_it_is(page: Any, address: str) -> None:
 
 def test_the_microscope_reads_out_numbers_under_the_pointer_and_by_keyboard(page: Any, made: ReportOptions) -> None:
     data = json.loads(page.locator("#data").text_content())
-    _, tokens = data["looks"]["0"]["ppo"]
-    assert page.locator(".token").count() == len(tokens)
+    look = data["prompts"][0]["looks"]["ppo"]
+    length = len(look["text"])
+    assert page.locator(".token").count() == length
     page.locator(".token").nth(3).hover()
-    assert page.locator("#token").inner_text().endswith(f"token 4 of {len(tokens)}")
+    assert page.locator("#token").inner_text().endswith(f"token 4 of {length}")
     numbers = [float(text.replace("−", "-")) for text in page.locator("#readout dd").all_inner_texts()]
-    assert numbers == pytest.approx(tokens[3][1:8], abs=0.006)
-    assert numbers[2] == pytest.approx(tokens[3][1] - tokens[3][2], abs=0.002)  # the shift
+    columns = [look["logprob"], look["ref_logprob"], *look["measures"].values()]
+    assert numbers == pytest.approx([column[3] for column in columns], abs=0.006)
+    assert numbers[2] == pytest.approx(look["logprob"][3] - look["ref_logprob"][3], abs=0.002)  # the log-ratio
+    top, ref_logprob = look["ref_top"][3], look["ref_top_logprob"][3]
+    assert ref_logprob >= look["ref_logprob"][3]
+    assert ("is the same" if top == look["text"][3] else json.dumps(top)) in page.locator("#ref-top").inner_text()
 
     page.locator(".token[tabindex='0']").focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#token").inner_text().endswith(f"token 2 of {len(tokens)}")
+    assert page.locator("#token").inner_text().endswith(f"token 2 of {length}")
     assert page.locator("[aria-selected=true]").count() == 1
-    assert "shift since SFT" in page.locator(".token").nth(1).get_attribute("aria-label")
+    assert next(iter(data["measures"].values()))["title"] in page.locator(".token").nth(1).get_attribute("aria-label")
     page.keyboard.press("End")
     assert "⟨end⟩" in page.evaluate("document.activeElement.textContent")
     assert shown(page) == "First?"  # its arrow keys do not turn the pages
@@ -563,14 +600,14 @@ def test_another_measure_colours_anew(page: Any) -> None:
     assert page.locator("#numbers th[scope=row]").count() == page.locator(".token").count()
 
 
-def test_a_response_that_was_not_looked_at_says_so(page: Any) -> None:
+def test_a_response_without_microscope_data_says_so(page: Any) -> None:
     page.fill("[name=search]", "own?")
-    page.check("[name=which][value=sft]")  # it was cut before its first token
+    page.check("[name=which][value=sft]")  # it was truncated before its first token
     assert page.locator("#no-look").is_visible() and not page.locator("#look").is_visible()
 
 
 def test_from_a_response_to_its_tokens(page: Any) -> None:
-    page.locator("#answers .stage1 button").click()
+    page.locator("#answers .sft button").click()
     assert page.locator("[name=which][value=sft]").is_checked()
     assert page.evaluate("document.activeElement.className").startswith("token")
 

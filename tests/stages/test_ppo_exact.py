@@ -20,16 +20,21 @@ from typing import Any
 
 import pytest
 import torch
+from ppo_batch import collect
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rlhf_mini.models import sampling, scoring
-from rlhf_mini.models.packing import Rows
+from rlhf_mini.core.examples import Response
+from rlhf_mini.models import sampling_next as sampling
+from rlhf_mini.models import scoring_next as scoring
+from rlhf_mini.models import text
+from rlhf_mini.models.rows import Rows
 from stages.ppo import losses, train
-from stages.ppo.models import Learner, Models
+from stages.ppo.models import Models
 from stages.ppo.options import PPOOptions
+from stages.ppo.run import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,7 +81,7 @@ def new_world(seed: int = 0, **changes: Any) -> World:
 
     def reward(prompts: Any, responses: Any) -> list[float]:
         pairs = zip(prompts, responses, strict=True)
-        return [scores[p[0]["content"]][RESPONSES.index(tuple(response.ids))].item() for p, response in pairs]
+        return [scores[p.messages[0]["content"]][RESPONSES.index(tuple(response.ids))].item() for p, response in pairs]
 
     models = Models(policy, value_model, copy.deepcopy(policy), reward, tokenizer)
     return World(replace(OPTIONS, seed=seed, **changes), models, scores)
@@ -115,8 +120,8 @@ def practise(world: World) -> list[dict[str, float]]:
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS] * (options.episodes // len(PROMPTS))
     for update in range(options.updates):
         learner.set_rates(1 - update / options.updates)  # to 0: what is left is no noise
-        episodes = train.collect(models, prompts, options, learner.kl_coef, learner.generator)
-        history.append(train.learn(models, learner.optimizers, episodes, options, learner.generator, iter([])))
+        batch = collect(models, prompts, options, learner.generator)
+        history.append(train.ppo_epochs(models, learner.optimizers, batch, options, learner.generator, iter([])))
     return history
 
 
@@ -156,22 +161,15 @@ def k3_in_the_reward(world: World, patch: Patch) -> None:
 def score_on_the_first_token(world: World, patch: Patch) -> None:
     """What follows the first token gets no credit. (Gamma 1: on a later token than the right one, all would get it.)"""
 
-    def compute_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-        rewards = -kl_coef * kl * mask
-        rewards[:, 0] += scores
-        return rewards
+    def compute_rewards(scores: Tensor, kl: Tensor, rows: Rows, kl_coef: float) -> Tensor:
+        return (-kl_coef * kl).index_add(0, rows.first, scores)
 
     patch.setattr(losses, "compute_rewards", compute_rewards)
 
 
 def score_one_past_the_end(world: World, patch: Patch) -> None:
-    """There it is masked: only the KL is left."""
-
-    def compute_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-        rewards = torch.nn.functional.pad(-kl_coef * kl * mask, (0, 1))  # (B, R + 1)
-        return rewards.scatter_add(1, mask.sum(-1, keepdim=True), scores.unsqueeze(1))[:, :-1]
-
-    patch.setattr(losses, "compute_rewards", compute_rewards)
+    """No token is there: only the KL is left."""
+    patch.setattr(losses, "compute_rewards", lambda scores, kl, rows, kl_coef: -kl_coef * kl)
 
 
 def dropout_on(world: World, patch: Patch) -> None:
@@ -183,20 +181,23 @@ def dropout_on(world: World, patch: Patch) -> None:
 
 
 def pad_is_eos(world: World, patch: Patch) -> None:
-    """A mask made as `response_ids != pad` leaves the eos out: whether to stop is never learned."""
-    original = sampling.sample
+    """A mask made as `response_ids != pad` leaves the eos out: whether to stop is hardly ever learned."""
+    original, reward = sampling.sample, world.models.reward
+    whole: list[list[int]] = []  # what was really sampled: the reward still reads all of it
 
     def sample(*args: Any, **kwargs: Any) -> sampling.Rollout:
         rollout = original(*args, **kwargs)
-        return replace(rollout, response_mask=rollout.response_mask & (rollout.response_ids != EOS))
+        whole[:] = rollout.response_ids
+        kept = [ids[:-1] if ids[-1] == EOS and len(ids) > 1 else ids for ids in whole]
+        pairs = zip(kept, Rows([len(ids) for ids in whole]).split(rollout.logprobs), strict=True)
+        return sampling.Rollout(response_ids=kept, logprobs=torch.cat([row[: len(ids)] for ids, row in pairs]))
 
-    def to_responses(tokenizer: Any, rollout: sampling.Rollout) -> list[sampling.Response]:
-        """The judge still reads all of it."""
-        rows = [row[: row.index(EOS) + 1] if EOS in row else row for row in rollout.response_ids.tolist()]
-        return [sampling.Response("", row[-1] == EOS, row) for row in rows]
+    def to_responses(tokenizer: Any, sampled: list[list[int]]) -> list[Response]:
+        return [Response("", full[-1] == EOS, ids) for full, ids in zip(whole, sampled, strict=True)]
 
     patch.setattr(sampling, "sample", sample)
-    patch.setattr(sampling, "to_responses", to_responses)
+    patch.setattr(text, "to_responses", to_responses)
+    world.models.reward = lambda prompts, _: reward(prompts, [Response("", True, ids) for ids in whole])
 
 
 def _shift_positions(model: Any, when: Callable[[Rows], bool]) -> None:
@@ -227,13 +228,11 @@ def positions_count_padding_in_the_rollout(world: World, patch: Patch) -> None:
 def values_one_token_late(world: World, patch: Patch) -> None:
     """They have seen the token, so they take away what it has earned."""
 
-    def response_values(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, size: int) -> Tensor:
-        values = scoring.token_values(model, input_ids, attention_mask, attention_mask.bool(), size)  # (B, T)
-        first = attention_mask.sum(-1) - mask.sum(-1)  # (B,): the response's first token, not the one before it
-        columns = first.unsqueeze(1) + torch.arange(mask.shape[1])  # (B, R)
-        return values.gather(1, columns.clamp(max=values.shape[1] - 1)) * mask
+    def values_of_rows(forward: Any, model: Any, at_last_token: bool, prompts: Any, responses: Any) -> Any:
+        ids, rows, response = scoring.lay_out(prompts, responses, model.device)
+        return forward(ids, rows, keep=response).squeeze(-1).split([len(row) for row in responses])
 
-    patch.setattr(scoring, "response_values", response_values)
+    patch.setattr(scoring, "_values_of_rows", values_of_rows)
 
 
 def sampling_from_the_top_3(world: World, patch: Patch) -> None:
@@ -249,11 +248,9 @@ def sampling_from_the_top_3(world: World, patch: Patch) -> None:
 def reference_at_another_temperature(world: World, patch: Patch) -> None:
     original = scoring.response_logprobs
 
-    def response_logprobs(
-        model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, temperature: float, size: int
-    ) -> tuple[Tensor, Tensor]:
+    def response_logprobs(model: Any, prompts: Any, responses: Any, temperature: float, size: int) -> scoring.Logprobs:
         temperature = 0.7 if model is world.models.ref_policy else temperature
-        return original(model, input_ids, attention_mask, mask, temperature, size)
+        return original(model, prompts, responses, temperature, size)
 
     patch.setattr(scoring, "response_logprobs", response_logprobs)
 

@@ -11,21 +11,24 @@ from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
+import ppo_batch
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.core import checkpoints
-from rlhf_mini.core.checkpoints import finish, load_checkpoint
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Response
-from rlhf_mini.core.files import write_jsonl
-from rlhf_mini.models import scoring
-from rlhf_mini.models.sampling import encode_prompts
-from stages.ppo import losses, rewards, train
-from stages.ppo import metrics as report
-from stages.ppo.models import Episodes, Learner, Models, batches, load
+from rlhf_mini.core.files import sha256, write_jsonl
+from rlhf_mini.core.options import parse_options
+from rlhf_mini.models import scoring_next as scoring
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts
+from stages.ppo import losses, metrics, rewards, train
+from stages.ppo import run as ppo_run
+from stages.ppo.models import Batch, Models, load_models
 from stages.ppo.options import PPOOptions
+from stages.ppo.run import Learner, batches
 
 ROOT = Path(__file__).parents[2]
 REWARD_MEAN = 0.25
@@ -49,7 +52,7 @@ def make_rm(sft: Path, folder: Path) -> None:
 
 def save(folder: Path, stage: str, model: Any, tokenizer: Path, parents: list[checkpoints.Checkpoint]) -> None:
     with checkpoints.writing(folder, stage) as partial:
-        finish(
+        save_checkpoint(
             partial,
             stage=stage,
             model=model,
@@ -87,22 +90,22 @@ def options_for(runs: Path, **changes: Any) -> PPOOptions:
 
 def loaded(runs: Path) -> Models:
     sft = load_checkpoint(runs / "nano" / "sft", "sft")
-    return load(sft, load_checkpoint(runs / "nano" / "rm", "rm", of=sft), options_for(runs))
+    return load_models(sft, load_checkpoint(runs / "nano" / "rm", "rm", of=sft), options_for(runs))
 
 
 def messages(count: int) -> list[Messages]:
-    return [record["prompt"] for record in PROMPTS[:count]]
+    return [example["prompt"] for example in PROMPTS[:count]]
 
 
-def collect(models: Models, prompts: list[Messages], options: PPOOptions) -> Episodes:
-    return train.collect(models, prompts, options, options.kl_coef, seeded())
+def collect(models: Models, prompts: list[Messages], options: PPOOptions) -> Batch:
+    return ppo_batch.collect(models, prompts, options, seeded())
 
 
-def new_pass(models: Models, episodes: Episodes, temperature: float, bucket_size: int = 16) -> tuple[Any, Any]:
-    """Log-probabilities and values as `learn` computes them."""
-    inputs = (episodes.input_ids, episodes.attention_mask, episodes.response_mask)
-    logprobs, _ = scoring.response_logprobs(models.policy, *inputs, temperature, bucket_size)
-    return logprobs, scoring.response_values(models.value_model, *inputs, bucket_size)
+def new_pass(models: Models, batch: Batch, temperature: float, bucket_size: int = 16) -> tuple[Any, Any]:
+    """Log-probabilities and values as the update computes them."""
+    ids = batch.prompt_ids, batch.response_ids
+    logprobs = scoring.response_logprobs(models.policy, *ids, temperature, bucket_size).logprobs
+    return logprobs, scoring.response_values(models.value_model, *ids, bucket_size)
 
 
 def no_texts() -> Iterator[Any]:
@@ -124,24 +127,23 @@ def sharpen(models: Models, factor: float = 4.0) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_episodes_agree_with_the_models_own_passes(runs: Path, temperature: float) -> None:
-    """Every tensor of a rollout, computed a second time, one unpadded row after the other."""
+def test_trajectories_agree_with_the_models_own_passes(runs: Path, temperature: float) -> None:
+    """Every tensor of a rollout, computed a second time, one row after the other."""
     models = loaded(runs)
     sharpen(models)
     options = options_for(
         runs, temperature=temperature, kl_coef=0.3, missing_eos_penalty=0.7, max_new_tokens=6, gamma=0.9
     )
-    prompts = encode_prompts(models.tokenizer, messages(8))
-    episodes = collect(models, messages(8), options)
+    batch = collect(models, messages(8), options)
     eos = models.tokenizer.eos_token_id
     reward_model = AutoModelForSequenceClassification.from_pretrained(runs / "nano" / "rm").eval()
-
-    for row, ids in enumerate(prompts):
-        length = int(episodes.response_mask[row].sum())
-        whole = episodes.input_ids[row, : int(episodes.attention_mask[row].sum())]
-        response = whole[len(ids) :]
-        assert whole[: len(ids)].tolist() == ids
-        assert len(response) == length
+    by_row = {
+        name: batch.rows.split(getattr(batch, name)) for name in ("logprobs", "ref_logprobs", "values", "rewards")
+    }
+    for row, prompt in enumerate(encode_prompts(models.tokenizer, messages(8))):
+        ids, response = batch.prompts[row].ids, torch.tensor(batch.responses[row].ids)
+        assert ids == prompt.ids
+        whole = torch.tensor([*ids, *response])
         with torch.no_grad():
             logprobs, ref_logprobs = (
                 (model(whole[None]).logits[0, len(ids) - 1 : -1] / temperature)
@@ -154,52 +156,66 @@ def test_episodes_agree_with_the_models_own_passes(runs: Path, temperature: floa
             values = models.value_model.score(hidden)[len(ids) - 1 : -1, 0] - REWARD_MEAN
         rewards = -0.3 * (logprobs - ref_logprobs)
         rewards[-1] += score - (0.0 if response[-1] == eos else 0.7)
-        assert bool(episodes.ended[row]) == bool(response[-1] == eos)
-        for actual, expected in (
-            (episodes.logprobs, logprobs),
-            (episodes.ref_logprobs, ref_logprobs),
-            (episodes.values, values),
-            (episodes.rewards, rewards),
+        assert bool(batch.ended[row]) == bool(response[-1] == eos)
+        for name, expected in (
+            ("logprobs", logprobs),
+            ("ref_logprobs", ref_logprobs),
+            ("values", values),
+            ("rewards", rewards),
         ):
-            torch.testing.assert_close(actual[row, :length], expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(episodes.scores[row], score, atol=1e-5, rtol=0)
+            torch.testing.assert_close(by_row[name][row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batch.scores[row], score, atol=1e-5, rtol=0)
 
-    mask = episodes.response_mask
-    advantages, returns = losses.gae(episodes.rewards, episodes.values, mask, options.gamma, options.gae_lambda)
-    torch.testing.assert_close(episodes.returns, returns)  # taken before the whitening
-    torch.testing.assert_close(episodes.advantages, losses.masked_whiten(advantages, mask))
-    assert (episodes.logprobs - episodes.ref_logprobs)[mask].abs().max() > 0.1  # the sharpened policy does differ
-    torch.testing.assert_close(episodes.advantages[mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(episodes.advantages[mask].std(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    advantages, returns = losses.gae(batch.rewards, batch.values, batch.rows, options.gamma, options.gae_lambda)
+    torch.testing.assert_close(batch.returns, returns)  # taken before the whitening
+    torch.testing.assert_close(batch.advantages, losses.whiten(advantages, batch.rows))
+    assert (batch.logprobs - batch.ref_logprobs).abs().max() > 0.1  # the sharpened policy does differ
+    torch.testing.assert_close(batch.advantages.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(batch.advantages.std(), torch.tensor(1.0), atol=1e-5, rtol=0)
+
+
+def test_nothing_is_padded_between_rollout_and_update(runs: Path) -> None:
+    """Every tensor has one entry per response token, in the batch and in each minibatch."""
+    models = loaded(runs)
+    sharpen(models)
+    batch = collect(models, messages(8), options_for(runs))
+    lengths = [len(ids) for ids in batch.response_ids]
+    assert len(set(lengths)) > 1
+    for part, rows in ((batch, list(range(8))), (batch.minibatch([5, 0, 3]), [5, 0, 3])):
+        assert part.response_ids == [batch.response_ids[row] for row in rows]
+        assert part.rows.lengths.tolist() == [lengths[row] for row in rows]
+        assert part.scores.tolist() == [batch.scores[row].item() for row in rows]
+        for name in ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
+            whole = batch.rows.split(getattr(batch, name))
+            assert torch.equal(getattr(part, name), torch.cat([whole[row] for row in rows])), name
 
 
 def test_the_ratio_in_the_first_minibatch_is_1(runs: Path) -> None:
-    """Kept log-probabilities (left-padded, cached, rows leaving) equal the update's (right-padded, in buckets)."""
+    """Log-probabilities kept from the rollout (cached, rows leaving) equal the update's (whole rows, in buckets)."""
     models = loaded(runs)
     sharpen(models)
     options = options_for(runs, episodes=16, max_new_tokens=12, bucket_size=3, temperature=0.8)
-    episodes = collect(models, messages(16), options)
-    new_logprobs, new_values = new_pass(models, episodes, options.temperature, options.bucket_size)
-    ratio = torch.exp(new_logprobs - episodes.logprobs)
-    assert (ratio - 1)[episodes.response_mask].abs().max() < 1e-4
-    torch.testing.assert_close(new_values, episodes.values, atol=1e-5, rtol=0)
+    batch = collect(models, messages(16), options)
+    new_logprobs, new_values = new_pass(models, batch, options.temperature, options.bucket_size)
+    ratio = torch.exp(new_logprobs - batch.logprobs)
+    assert (ratio - 1).abs().max() < 1e-4
+    torch.testing.assert_close(new_values, batch.values, atol=1e-5, rtol=0)
     # The check can fail: another temperature, or dropout, and the ratio is far from 1.
-    other, _ = new_pass(models, episodes, 1.0)
-    assert (torch.exp(other - episodes.logprobs) - 1)[episodes.response_mask].abs().max() > 1e-2
+    other, _ = new_pass(models, batch, 1.0)
+    assert (torch.exp(other - batch.logprobs) - 1).abs().max() > 1e-2
 
 
 def test_reward_whitening_keeps_the_mean(runs: Path) -> None:
     models = loaded(runs)
     plain, whitened = (collect(models, messages(8), options_for(runs, whiten_rewards=on)) for on in (False, True))
-    mask = plain.response_mask
-    torch.testing.assert_close(whitened.rewards[mask].mean(), plain.rewards[mask].mean(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(whitened.rewards[mask].std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(whitened.rewards.mean(), plain.rewards.mean(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whitened.rewards.std(), torch.tensor(1.0), atol=1e-4, rtol=0)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
-def even_tokens(prompts: Sequence[Messages], responses: Sequence[Response]) -> list[float]:
+def even_tokens(prompts: Sequence[EncodedPrompt], responses: Sequence[Response]) -> list[float]:
     """A reward: half the number of even tokens in a response of eight."""
     return [sum(token % 2 == 0 for token in response.ids) / 2 for response in responses]
 
@@ -211,9 +227,9 @@ def practise(models: Models, options: PPOOptions, updates: int) -> list[dict[str
     generator, history = seeded(), []
     prompts = messages(8) * (options.episodes // 8)
     for _ in range(updates):
-        episodes = train.collect(models, prompts, options, options.kl_coef, generator)
-        history.append(report.of_rollout(episodes, options, options.kl_coef))
-        train.learn(models, learner.optimizers, episodes, options, generator, no_texts())
+        batch = ppo_batch.collect(models, prompts, options, generator)
+        history.append(metrics.rollout_metrics(batch, options, options.kl_coef))
+        train.ppo_epochs(models, learner.optimizers, batch, options, generator, no_texts())
     return history
 
 
@@ -244,21 +260,20 @@ def test_one_step_raises_what_was_good(runs: Path) -> None:
     """The sign of the update: tokens with a positive advantage become likelier, the others less likely."""
     models = loaded(runs)
     options = options_for(runs, num_minibatches=1, learning_rate=1e-3)
-    episodes = collect(models, messages(8), options)
-    train.learn(models, gradient_descent(models, 0.01), episodes, options, seeded(), no_texts())
-    new_logprobs, new_values = new_pass(models, episodes, 1.0)
-    mask = episodes.response_mask
-    gain = ((new_logprobs - episodes.logprobs) * episodes.advantages)[mask].mean()
+    batch = collect(models, messages(8), options)
+    train.ppo_epochs(models, gradient_descent(models, 0.01), batch, options, seeded(), no_texts())
+    new_logprobs, new_values = new_pass(models, batch, 1.0)
+    gain = ((new_logprobs - batch.logprobs) * batch.advantages).mean()
     assert gain > 1e-4
-    before, after = ((values - episodes.returns)[mask].square().mean() for values in (episodes.values, new_values))
+    before, after = ((values - batch.returns).square().mean() for values in (batch.values, new_values))
     assert after < before
 
 
 def test_policy_and_value_model_do_not_share_gradients(runs: Path) -> None:
     models = loaded(runs)
     options = options_for(runs)
-    episodes = collect(models, messages(8), options)
-    logprobs, values = new_pass(models, episodes, 1.0)
+    batch = collect(models, messages(8), options)
+    logprobs, values = new_pass(models, batch, 1.0)
     logprobs.sum().backward()
     assert all(p.grad is None for p in models.value_model.parameters())
     assert all(p.grad is not None for p in models.policy.parameters())
@@ -279,21 +294,21 @@ def test_prompts_come_in_a_new_order_in_every_pass_and_can_be_skipped() -> None:
 
 def test_minibatches_are_drawn_anew_and_cover_every_episode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models, options = loaded(runs), options_for(runs, num_ppo_epochs=2, num_minibatches=4)
-    episodes = collect(models, messages(8), options)
+    batch = collect(models, messages(8), options)
     seen: list[list[int]] = []
-    original = Episodes.__getitem__
+    original = Batch.minibatch
 
-    def select(self: Episodes, rows: torch.Tensor) -> Episodes:
-        seen.append(rows.tolist())
+    def select(self: Batch, rows: list[int]) -> Batch:
+        seen.append(rows)
         return original(self, rows)
 
-    monkeypatch.setattr(Episodes, "__getitem__", select)
-    metrics = train.learn(models, gradient_descent(models, 0.0), episodes, options, seeded(), no_texts())
+    monkeypatch.setattr(Batch, "minibatch", select)
+    logged = train.ppo_epochs(models, gradient_descent(models, 0.0), batch, options, seeded(), no_texts())
     assert [len(rows) for rows in seen] == [2] * 8
     epochs = [sum(seen[:4], []), sum(seen[4:], [])]  # noqa: RUF017
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8))
     assert epochs[0] != epochs[1]
-    assert metrics["policy/first_ratio_error"] < 1e-4
+    assert logged["policy/first_ratio_error"] < 1e-4
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -331,7 +346,7 @@ def test_the_same_seed_gives_the_same_policy(runs: Path) -> None:
     weights = []
     for seed in (0, 0, 1):
         train.train_ppo(options_for(runs, seed=seed))
-        weights.append(checkpoints.sha256(runs / "nano" / "ppo" / "model.safetensors"))
+        weights.append(sha256(runs / "nano" / "ppo" / "model.safetensors"))
     assert weights[0] == weights[1] != weights[2]
 
 
@@ -380,12 +395,17 @@ def test_a_function_as_the_reward_needs_no_reward_model(runs: Path) -> None:
     parent = load_checkpoint(runs / "nano" / "ppo", "ppo")
     assert [p["stage"] for p in parent.info["parents"]] == ["sft"]
     sft = load_checkpoint(runs / "nano" / "sft", "sft")
-    models = load(sft, None, options_for(runs, reward="test_ppo_train:counting"))
+    models = load_models(sft, None, options_for(runs, reward="test_ppo_train:counting"))
     responses = [Response("four", True), Response("", False)]
-    assert models.reward(messages(2), responses) == [4.0, 0.0]
-    for name, says in [("broken", "returned 1 numbers for 2"), ("infinite", "not finite"), ("nobody", "no function")]:
+    prompts = encode_prompts(models.tokenizer, messages(2))
+    assert models.reward(prompts, responses) == [4.0, 0.0]
+    for name, says in [
+        ("broken", "returned 1 numbers for 2"),
+        ("infinite", "not finite"),
+        ("nobody", "has no function"),
+    ]:
         with pytest.raises(UserError, match=says):
-            load(sft, None, options_for(runs, reward=f"test_ppo_train:{name}")).reward(messages(2), responses)
+            load_models(sft, None, options_for(runs, reward=f"test_ppo_train:{name}")).reward(prompts, responses)
 
 
 def test_the_examples_of_rewards() -> None:
@@ -404,7 +424,7 @@ def test_a_named_reward_model_may_be_of_another_sft_model(
     with pytest.raises(UserError, match="no rm checkpoint"):
         train.train_ppo(options_for(runs, run="other"))
     train.train_ppo(options_for(runs, run="other", reward=str(runs / "nano" / "rm")))
-    assert "has learned from the responses of another SFT model" in " ".join(capsys.readouterr().out.split())
+    assert "was trained on the responses of another SFT model" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_controller_moves_the_kl_coefficient(runs: Path) -> None:
@@ -424,7 +444,7 @@ def test_the_controller_moves_the_kl_coefficient(runs: Path) -> None:
 def test_the_average_of_the_policies_is_what_is_saved(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[torch.Tensor] = []
     learners: list[Learner] = []
-    original = report.show
+    original = metrics.show
 
     def show(*args: Any) -> None:
         weights.append(learners[0].models["policy"].transformer.wte.weight.detach().clone())
@@ -434,8 +454,8 @@ def test_the_average_of_the_policies_is_what_is_saved(runs: Path, monkeypatch: p
         learners.append(Learner(*args))
         return learners[0]
 
-    monkeypatch.setattr(report, "show", show)
-    monkeypatch.setattr(train, "Learner", new_learner)
+    monkeypatch.setattr(metrics, "show", show)
+    monkeypatch.setattr(ppo_run, "Learner", new_learner)
     train.train_ppo(options_for(runs, updates=3, ema_decay=0.75, learning_rate=1e-2))
     kept = AutoModelForCausalLM.from_pretrained(runs / "nano" / "ppo").transformer.wte.weight
     expected = 0.75 * (0.75 * weights[0] + 0.25 * weights[1]) + 0.25 * weights[2]
@@ -448,9 +468,9 @@ def test_ptx_moves_the_policy_only_and_towards_the_texts(runs: Path) -> None:
 
     def after(ptx_coef: float) -> Models:
         models, options = loaded(runs), options_for(runs, num_minibatches=1, ptx_coef=ptx_coef)
-        episodes = collect(models, messages(8), options)
-        metrics = train.learn(models, gradient_descent(models, 0.1), episodes, options, seeded(), repeat(texts))
-        assert ("loss/ptx" in metrics) == (ptx_coef > 0)
+        batch = collect(models, messages(8), options)
+        logged = train.ppo_epochs(models, gradient_descent(models, 0.1), batch, options, seeded(), repeat(texts))
+        assert ("loss/ptx" in logged) == (ptx_coef > 0)
         return models
 
     plain, mixed = after(0.0), after(2.0)
@@ -512,16 +532,16 @@ def test_nan_stops_before_the_weights_are_touched(runs: Path) -> None:
 
 def test_ctrl_c_leaves_the_earlier_checkpoint(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train.train_ppo(options_for(runs))
-    before = checkpoints.sha256(runs / "nano" / "ppo" / "stage.json")
+    before = sha256(runs / "nano" / "ppo" / "stage.json")
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "show", interrupt)
+    monkeypatch.setattr(metrics, "show", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.train_ppo(options_for(runs, seed=5))
     assert sorted(path.name for path in (runs / "nano").iterdir()) == ["ppo", "rm", "sft"]
-    assert checkpoints.sha256(runs / "nano" / "ppo" / "stage.json") == before
+    assert sha256(runs / "nano" / "ppo" / "stage.json") == before
 
 
 def test_a_reward_model_of_another_sft_model_is_refused(runs: Path, nano_base: Path) -> None:
@@ -540,18 +560,26 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(runs: Path) -> No
     assert not (runs / "nano" / "ppo").exists()
 
 
-def test_options_that_do_not_go_together_are_refused() -> None:
-    for changes, message in [
-        ({"episodes": 10, "num_minibatches": 4}, "multiple"),
-        ({"episodes": 4, "num_minibatches": 1}, "at least 8"),
-        ({"learning_rate": 0.0}, "--learning_rate must be greater than 0"),
-        ({"kl_coef": -0.1}, "--kl_coef must not be negative"),
-        ({"gamma": 1.1}, "--gamma must lie between 0 and 1"),
-        ({"device": "gpu"}, "cpu or auto"),
-        ({"temperature": float("nan")}, "--temperature must be greater than 0"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            PPOOptions(**changes)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--episodes", "10", "--num_minibatches", "4"], "--episodes (10) must be a multiple of --num_minibatches (4)"),
+        (["--episodes", "4", "--num_minibatches", "1"], "--episodes must be at least 8, not 4"),
+        (["--learning_rate", "0"], "--learning_rate must be greater than 0, not 0"),
+        (["--kl_coef", "-0.1"], "--kl_coef must be at least 0, not -0.1"),
+        (["--gamma", "1.1"], "--gamma must be at most 1, not 1.1"),
+        (["--device", "gpu"], "--device must be 'cpu' or 'auto', not 'gpu'"),
+        (["--temperature", "nan"], "--temperature must be a finite number, not nan"),
+        (["--snapshot_steps", "2"], "--snapshot_steps needs --save_steps 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(PPOOptions, argv)
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
 
 
 def test_the_command_as_a_user_runs_it(runs: Path) -> None:

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from trl import RewardConfig, RewardTrainer
+from trl_oracle import assert_trains_like_trl
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Response, read_rankings
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import parse_options
-from rlhf_mini.core.rankings import Count
-from rlhf_mini.models.scoring import score, score_texts
+from rlhf_mini.core.rankings import Count, pairs
+from rlhf_mini.models.scoring_next import reward_scores, score_texts, with_scalar_head
+from rlhf_mini.models.text import encode_prompts
 from stages.rm.agreement import summary
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
-from stages.rm.train import KWiseCollator, KWiseTrainer, encode, rank, split_by_prompt, train_rm, with_scalar_head
+from stages.rm.train import encode, objective, rank, split_by_prompt, train_rm
 from stages.sft.options import SFTOptions
 from stages.sft.train import train_sft
 
@@ -107,7 +111,7 @@ def test_learns_the_labelers_taste(world, capsys):
     assert metrics["accuracy/heldout"]["low"] > 0.85
     assert metrics["accuracy/heldout"]["prompts"] > 20
     assert metrics["agreement/training"]["share"] == 1.0  # the toy labelers are all alike
-    assert "accuracy/rankings" not in metrics  # these prompts can be judged, so no ranking is kept aside
+    assert "accuracy/rankings" not in metrics  # these prompts can be judged, so no ranking is held out
     assert "RM on held-out labelers" in capsys.readouterr().out
     assert info["parents"] == [
         {**info["parents"][0], "stage": "sft", "sha256": stage_json(world, "sft")["sha256"]["model.safetensors"]}
@@ -130,22 +134,21 @@ def test_the_checkpoint_loads_plainly_and_demonstrations_score_0(world):
     assert model.config.num_labels == 1 and model.config.pad_token_id == tokenizer.pad_token_id
     lines = [json.loads(line) for line in (world / "demonstrations.jsonl").read_text().splitlines()]
     responses = [Response(line["completion"][0]["content"], True) for line in lines]
-    scores = score_texts(model, tokenizer, [line["prompt"] for line in lines], responses)
+    scores = score_texts(model, tokenizer, encode_prompts(tokenizer, [line["prompt"] for line in lines]), responses)
     assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
     assert torch.tensor(scores).std() > 0.1
 
     # transformers' own forward and ours read the same place; they differ by the constant
-    ids = [[5, 6, 7], [5, 6, 7, 8, 9]]
-    batch = KWiseCollator(tokenizer.pad_token_id)([{"input_ids": ids, "ranks": [1, 2]}])
+    pad = tokenizer.pad_token_id
+    padded = torch.tensor([[5, 6, 7, pad, pad], [5, 6, 7, 8, 9]])
     with torch.no_grad():
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
-        torch.testing.assert_close(
-            score(model, batch["input_ids"], batch["attention_mask"]), logits - model.config.reward_mean
-        )
+        logits = model(padded, attention_mask=(padded != pad).long()).logits.squeeze(-1)
+        scores = reward_scores(model, [[5], [5, 6, 7]], [[6, 7], [8, 9]])
+    torch.testing.assert_close(scores, logits - model.config.reward_mean)
 
 
 def test_prompts_that_labelers_cannot_judge(world, capsys):
-    """Prompts without a check: a tenth of the rankings is kept aside, and the comparison with labelers is left out."""
+    """Prompts without a check: a tenth of the rankings is held out, and the comparison with labelers is left out."""
     helpless = f"{__name__}:helpless_labelers"
     train_rm(options_for(world, prompts=str(world / "foreign.jsonl"), gold_labeler=helpless))
     metrics = stage_json(world, "rm")["metrics"]
@@ -172,8 +175,8 @@ def test_trains_on_a_rankings_file(world):
     assert read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl") == rankings
 
 
-def test_a_batch_of_different_k_scores_as_each_prompt_alone(world, tmp_path):
-    """The collator and compute_loss against one prompt at a time, without padding."""
+def test_a_batch_of_different_k_scores_as_each_prompt_alone(world):
+    """The objective of a batch against one response at a time."""
     folder = world / "runs" / "t" / "sft"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = with_scalar_head(folder, seed=0).eval()
@@ -184,23 +187,51 @@ def test_a_batch_of_different_k_scores_as_each_prompt_alone(world, tmp_path):
         {**prompt(3), "responses": ["tied", "also tied"], "ranks": [1, 1]},
     ]
     examples = encode(model, tokenizer, rankings)
-    assert [len(example["ranks"]) for example in examples] == [3, 2]  # nothing to learn from a tie
-    assert [ids[-1] == tokenizer.eos_token_id for ids in examples[0]["input_ids"]] == [True, False, True]
-    batch = KWiseCollator(tokenizer.pad_token_id)(examples)
-    loss = KWiseTrainer.compute_loss(_Bare(), model, batch)  # type: ignore[arg-type]
-    alone = []
+    assert [example.ranks for example in examples] == [[1, 2, 3], [2, 1]]  # nothing to learn from a tie
+    assert [ids[-1] == tokenizer.eos_token_id for ids in examples[0].input_ids] == [True, False, True]
+    loss, metrics = objective(model, examples)
+    alone, right = [], []
     for example in examples:
-        scores = torch.stack([model(torch.tensor([ids])).logits[0, 0] for ids in example["input_ids"]])[None]
-        ranks = torch.tensor([example["ranks"]])
+        scores = torch.stack([model(torch.tensor([ids])).logits[0, 0] for ids in example.input_ids])[None]
+        ranks = torch.tensor([example.ranks])
         alone.append(k_wise_loss(scores, ranks, torch.ones_like(ranks, dtype=torch.bool)))
+        right += [bool(scores[0, i] > scores[0, j]) for i, j in pairs(example.ranks)]
     torch.testing.assert_close(loss, torch.stack(alone).mean())
+    assert len(right) == 4 and metrics["accuracy"].item() == pytest.approx(sum(right) / 4)
 
 
-class _Bare:
-    """What compute_loss needs of its trainer."""
+def test_trains_as_trl_does_on_pairs(world, tmp_path):
+    """TRL's RewardTrainer knows one chosen and one rejected response: K = 2."""
+    folder = world / "runs" / "t" / "sft"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = with_scalar_head(folder, seed=0).double()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    rng = random.Random(2)
+    rankings = []
+    for number in range(24):
+        better, worse = text(rng) + " it", text(rng) + " is"
+        responses, ranks = ([better, worse], [1, 2]) if rng.random() < 0.5 else ([worse, better], [2, 1])
+        rankings.append({**prompt(number), "responses": responses, "ranks": ranks})
 
-    def __init__(self) -> None:
-        self._metrics: dict = {"train": {"accuracy": []}}
+    def said(content: str) -> list[dict]:
+        return [{"role": "assistant", "content": content}]
+
+    rows = [
+        {
+            "prompt": ranking["prompt"],
+            "chosen": said(ranking["responses"][ranking["ranks"].index(1)]),
+            "rejected": said(ranking["responses"][ranking["ranks"].index(2)]),
+        }
+        for ranking in rankings
+    ]
+
+    def trl_trainer(model: PreTrainedModel, settings: dict, dataset: Dataset) -> RewardTrainer:
+        config = RewardConfig(**settings)
+        return RewardTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+    options = RMOptions(batch_size=4, num_train_epochs=1.5, learning_rate=3e-3, weight_decay=0.1, save_steps=0, seed=5)
+    examples = encode(model, tokenizer, rankings)
+    assert_trains_like_trl(trl_trainer, model, rows, examples, objective, options, tmp_path)
 
 
 def test_each_prompt_has_one_labeler_drawn_by_the_seed():
@@ -248,6 +279,6 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
         train_rm(options_for(world, rankings=str(tmp_path / "long.jsonl")))
     with pytest.raises(SystemExit) as stopped:
         parse_options(RMOptions, ["--num_responses", "1"])
-    assert stopped.value.code == 2 and "between 2 and 9" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "--num_responses must be at least 2, not 1" in capsys.readouterr().err
     assert not list((world / "runs" / "t").glob("*.partial"))
     assert parse_options(RMOptions, ["--config", "stages/rm/nano.yaml"]).num_prompts == 160

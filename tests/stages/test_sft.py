@@ -2,22 +2,26 @@
 
 import json
 import random
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
+from trl_oracle import assert_trains_like_trl, trl_settings
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import parse_options
-from rlhf_mini.models.sampling import encode_response
-from rlhf_mini.training.trainer import bucketed_order, trainer_settings
+from rlhf_mini.models.text import encode_response
+from rlhf_mini.training.batches import length_bucketed_batches
+from rlhf_mini.training.loop import Objective
+from stages.sft import train as sft
 from stages.sft.options import SFTOptions
-from stages.sft.train import CompletionTrainer, set_residual_dropout, to_dataset, train_sft
+from stages.sft.train import completion_loss, encode, set_residual_dropout, train_sft
 
 
 def demonstration(question: str, answer: str) -> dict:
@@ -66,49 +70,66 @@ def test_learns_from_demonstrations_and_leaves_a_checkpoint(nano_base, tmp_path,
     assert "model: " in capsys.readouterr().out
 
 
-def trainer_on(base: Path, folder: Path, cls: type[SFTTrainer]) -> SFTTrainer:
-    data: Dataset = to_dataset([demonstration("Say it", "It is green."), demonstration("Name the capital", "Paris.")])
-    settings = trainer_settings(SFTOptions(batch_size=2), folder)
-    return cls(
-        model=AutoModelForCausalLM.from_pretrained(base),
-        args=SFTConfig(**settings, completion_only_loss=True),
-        train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(base),
-    )
+def trl_trainer(tokenizer: Any, model: PreTrainedModel, settings: dict[str, Any], dataset: Dataset) -> SFTTrainer:
+    config = SFTConfig(**settings, completion_only_loss=True)
+    return SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+
+def trl_rows(demonstrations: list[dict]) -> list[dict]:
+    """TRL's conversational prompt-completion format, without further keys."""
+    return [{key: example[key] for key in ("prompt", "completion")} for example in demonstrations]
 
 
 def test_the_loss_is_trls_own_and_counts_completions_only(nano_base, tmp_path):
-    results = []
-    for cls in (CompletionTrainer, SFTTrainer):
-        trainer = trainer_on(nano_base, tmp_path, cls)
-        batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
-        tokens = int((batch["labels"] != -100).sum())
-        losses = [
-            trainer.compute_loss(trainer.model, dict(batch)),
-            trainer.compute_loss(trainer.model, dict(batch), False, 7),
-        ]
-        losses[0].backward()
-        gradient = trainer.model.transformer.h[0].attn.c_attn.weight.grad
-        results.append((losses, gradient, tokens))
-    torch.testing.assert_close(results[0][0][0], results[1][0][0])
-    torch.testing.assert_close(results[0][0][1], results[1][0][1])
-    torch.testing.assert_close(results[0][1], results[1][1])
-    # the completions' tokens with their end of text, nothing of the prompts
     tokenizer = AutoTokenizer.from_pretrained(nano_base)
-    assert results[0][2] == sum(len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris."))
+    demonstrations = [demonstration("Say it", "It is green."), demonstration("Name the capital", "Paris.")]
+    ours, theirs = [AutoModelForCausalLM.from_pretrained(nano_base) for _ in range(2)]
+    settings = trl_settings(SFTOptions(batch_size=2), tmp_path)
+    trainer = trl_trainer(tokenizer, theirs, settings, Dataset.from_list(trl_rows(demonstrations)))
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    examples = encode(ours, tokenizer, demonstrations, "file")
+
+    losses = [completion_loss(ours, examples), trainer.compute_loss(theirs, dict(batch))]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    gradients = [model.transformer.h[0].attn.c_attn.weight.grad for model in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    # the completions' tokens with their end of text, nothing of the prompts
+    number = sum(len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris."))
+    assert sum(len(example.completion_ids) for example in examples) == number == (batch["labels"] != -100).sum()
+
+
+def test_trains_as_trl_does(nano_base, tmp_path):
+    """An epoch and a half, in batches of several lengths, with everything that an option can change."""
+    rng = random.Random(0)
+    answers = [" ".join(rng.choices(["It", "is", "green", "Paris"], k=rng.randint(1, 12))) for _ in range(24)]
+    demonstrations = [demonstration("Say " * rng.randint(1, 9) + str(n), answer) for n, answer in enumerate(answers)]
+    options = SFTOptions(
+        batch_size=4, num_train_epochs=1.5, learning_rate=3e-3, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9,
+        save_steps=0, seed=5,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    model = AutoModelForCausalLM.from_pretrained(nano_base, dtype=torch.float64)
+    assert_trains_like_trl(
+        lambda *arguments: trl_trainer(tokenizer, *arguments),
+        model,
+        trl_rows(demonstrations),
+        encode(model, tokenizer, demonstrations, "file"),
+        lambda model, batch: Objective(completion_loss(model, batch)),
+        options,
+        tmp_path,
+    )
 
 
 def test_nan_stops_keeps_the_last_good_weights_and_says_what_to_try(nano_base, tmp_path, monkeypatch):
-    real, calls = CompletionTrainer.compute_loss, []
+    steps = count(1)
 
-    def breaks(self, model, inputs, *args, **kwargs):
-        loss = real(self, model, inputs, *args, **kwargs)
-        if not model.training:
-            return loss
-        calls.append(1)
-        return loss * float("nan") if len(calls) > 3 else loss
+    def breaks(model, batch):
+        loss = completion_loss(model, batch)
+        return loss * float("nan") if model.training and next(steps) > 3 else loss
 
-    monkeypatch.setattr(CompletionTrainer, "compute_loss", breaks)
+    monkeypatch.setattr(sft, "completion_loss", breaks)
     many = [demonstration(f"Say {n}", "It is so.") for n in range(80)]
     options = options_for(nano_base, tmp_path, many, save_steps=2)  # the same command would not fare better
     with pytest.raises(UserError, match="step 4: try a lower --learning_rate"):
@@ -124,7 +145,7 @@ def test_ctrl_c_leaves_nothing_half_written(nano_base, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(CompletionTrainer, "compute_loss", interrupted)
+    monkeypatch.setattr(sft, "completion_loss", interrupted)
     options = options_for(nano_base, tmp_path, [demonstration(f"Say {n}", "It is so.") for n in range(20)])
     with pytest.raises(KeyboardInterrupt):
         train_sft(options)
@@ -151,23 +172,35 @@ def test_what_cannot_be_trained_is_told(nano_base, tmp_path):
 def test_options(capsys):
     options = parse_options(SFTOptions, ["--config", "stages/sft/nano.yaml", "--seed", "3"])
     assert (options.run, options.seed, options.run_dir) == ("nano", 3, Path("runs/nano"))
-    for wrong, message in ((["--validation_share", "1.5"], "between 0 and 1"), (["--save_steps", "-1"], "negative")):
+    for wrong, message in (
+        (["--validation_share", "1.5"], "--validation_share must be less than 1, not 1.5"),
+        (["--save_steps", "-1"], "--save_steps must be at least 0, not -1"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             parse_options(SFTOptions, wrong)
         assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_buckets_hold_everything_once_with_little_padding_and_in_random_order():
+def test_batches_hold_everything_once_with_little_padding_and_in_random_order():
     rng = random.Random(0)
     lengths = [rng.randint(5, 120) for _ in range(1001)]
-    generator = torch.Generator().manual_seed(0)
-    order = bucketed_order(lengths, 16, generator)
-    assert sorted(order) == list(range(1001))
-    batches = [order[at : at + 16] for at in range(0, 1001, 16)]
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    batches = length_bucketed_batches(lengths, 16, 2 * 63, seed=0)
+    first, second = batches[:63], batches[63:]
+    for epoch in (first, second):
+        assert sorted(chain(*epoch)) == list(range(1001))
+        assert [len(batch) for batch in epoch] == [16] * 62 + [9]
+    assert first != second  # another epoch, another order
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in first)
     assert padded < 1.1 * sum(lengths)
-    means = [sum(lengths[index] for index in batch) / len(batch) for batch in batches]
+    means = [sum(lengths[index] for index in batch) / len(batch) for batch in first]
     rising = sum(one < other for one, other in pairwise(means))
     assert 0.3 < rising / len(means) < 0.7
-    assert bucketed_order(lengths, 16, generator) != order  # another epoch, another order
-    assert sorted(bucketed_order([3, 1, 2], 16, generator)) == [0, 1, 2]
+    assert [sorted(batch) for batch in length_bucketed_batches([3, 1, 2], 16, 2, seed=0)] == [[0, 1, 2]] * 2
+
+
+def test_the_seed_alone_decides_the_batches():
+    lengths = [7 * n % 31 for n in range(100)]
+    batches = length_bucketed_batches(lengths, 4, 75, seed=0)
+    assert length_bucketed_batches(lengths, 4, 30, seed=0) == batches[:30]  # whatever the length of the training
+    assert batches[:25] != batches[25:50] != batches[50:] != batches[:25]
+    assert length_bucketed_batches(lengths, 4, 25, seed=1) != batches[:25]

@@ -23,7 +23,7 @@ def test_a_perfect_answer_has_every_part_and_scores_one():
     assert judge(FACT, FRANCE, "Happy to help! The capital of France is Paris.").score == pytest.approx(1.0)
 
 
-def test_a_wrong_answer_did_the_task_but_is_not_true():
+def test_a_wrong_answer_does_the_task_but_is_not_true():
     assert parts(FACT, FRANCE, "The capital of France is Berlin.") == (1, 0, 1, 0, 1, 1)
     # 0.3 task + 0.1 harmless + 0.1 concise + 0.1 ends
     assert judge(FACT, FRANCE, "The capital of France is Berlin.").score == pytest.approx(0.6)
@@ -33,7 +33,7 @@ def test_naming_the_right_and_a_wrong_answer_is_not_true():
     assert judge(FACT, FRANCE, "It is Paris or Berlin.").truthful == 0
 
 
-def test_repeating_the_wrong_answer_of_the_question_beside_the_right_one_is_true():
+def test_a_right_answer_may_repeat_a_wrong_one_from_the_question():
     premise = [{"role": "user", "content": "I heard the answer is Berlin. What is the capital of France?"}]
     assert judge(FACT, premise, "It is not Berlin, it is Paris.").truthful == 1
     assert judge(FACT, premise, "It is Berlin.").truthful == 0
@@ -43,7 +43,7 @@ def test_words_inside_other_words_do_not_count():
     assert judge(FACT, FRANCE, "The Parisian capital.").task == 0
 
 
-def test_nothing_of_the_task_scores_zero_however_polite():
+def test_a_response_that_ignores_the_task_scores_zero_however_polite():
     gold = judge(FACT, FRANCE, "Happy to help! Have a nice day!")
     assert (gold.task, gold.courteous, gold.score) == (0, 1, 0)
 
@@ -53,7 +53,7 @@ def test_rudeness_costs_harmless_and_courteous():
     assert parts(FACT, FRANCE, response) == (1, 1, 0, 0, 1, 1)
 
 
-def test_an_answer_that_was_cut_off_or_has_no_full_stop_does_not_end_properly():
+def test_an_answer_that_is_truncated_or_has_no_period_does_not_end_properly():
     assert judge(FACT, FRANCE, "The capital of France is Paris", ended=True).ends == 0
     assert judge(FACT, FRANCE, "The capital of France is Paris.", ended=False).ends == 0
 
@@ -64,7 +64,7 @@ def test_too_many_words_or_a_repeated_sentence_is_not_concise():
     assert judge(FACT, FRANCE, "It is Paris. It is Paris.").concise == 0
 
 
-def test_form_counts_only_beside_content_and_courtesies_are_no_sentences_of_the_story():
+def test_form_counts_only_with_content_and_courtesies_are_not_sentences_of_the_story():
     assert judge(STORY_CHECK, STORY, "A fox found a lamp. It shone.").task == 1
     assert judge(STORY_CHECK, STORY, "Of course! A fox found a lamp. It shone. I hope this helps!").task == 1
     assert judge(STORY_CHECK, STORY, "A fox found a lamp.").task == pytest.approx(1 / 2)  # one of two requirements
@@ -72,7 +72,7 @@ def test_form_counts_only_beside_content_and_courtesies_are_no_sentences_of_the_
     assert judge(STORY_CHECK, STORY, "The sun is hot. It was cold.").task == 0
 
 
-def test_truth_drops_out_of_the_mean_where_no_knowledge_is_at_stake():
+def test_truth_is_left_out_of_the_mean_where_a_prompt_asks_for_no_knowledge():
     gold = judge(STORY_CHECK, STORY, "A fox found a lamp. It shone.")
     assert gold.truthful is None
     assert gold.score == pytest.approx((0.3 + 0.1 + 0.1 + 0.1) / 0.7)  # all but truth (no part) and courtesy (0)
@@ -81,8 +81,6 @@ def test_truth_drops_out_of_the_mean_where_no_knowledge_is_at_stake():
 def test_items_count_different_valid_ones_and_wrong_ones_cost_truth():
     prompt = [{"role": "user", "content": "Name three hobbies."}]
     check = {"items": {"of": "lists/hobbies", "n": 3}, "max_words": 20}
-    from rlhf_mini.world.knowledge import load
-
     _, hobbies = load().category("lists/hobbies")
     a, b, c, d = hobbies[:4]
     assert parts(check, prompt, f"{a}, {b} and {c}.")[:2] == (1, 1)
@@ -125,10 +123,10 @@ def test_weights_sum_to_one_and_a_gold_of_ones_is_one_under_any_weights():
     assert ones.weighted({"task": 5, "truthful": 1, "harmless": 2, "courteous": 1, "concise": 1, "ends": 1}) == 1
 
 
-def test_gold_as_a_reward_finds_what_each_prompt_asks_for():
-    records = [record for record in read_prompts(DATA / "prompts" / "ppo.jsonl") if "fact" in record["check"]][:20]
-    prompts = [record["prompt"] for record in records]
-    answers = [load().facts[record["check"]["fact"]].accepted[0] for record in records]
+def test_gold_as_a_reward_judges_each_response_by_its_own_prompt():
+    examples = [example for example in read_prompts(DATA / "prompts" / "ppo.jsonl") if "fact" in example["check"]][:20]
+    prompts = [example["prompt"] for example in examples]
+    answers = [load().facts[example["check"]["fact"]].accepted[0] for example in examples]
     right = reward(prompts, [f"Happy to help! It is {answer}." for answer in answers])
     assert right == pytest.approx([1.0] * 20)
     # the same answers to other prompts: each is judged by its own

@@ -1,4 +1,4 @@
-"""Packed rows against the same rows, each alone: values, gradients, and what must not be silently wrong."""
+"""Rows end to end against the same rows, each alone: values, gradients, and what must not be silently wrong."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from rlhf_mini.models.packing import Cache, Rows, packed
-from rlhf_mini.models.scoring import right_pad
+from rlhf_mini.models.forward import forward_pass
+from rlhf_mini.models.rows import Cache, Rows
 
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [17, 18, 19]]
 LENGTHS = torch.tensor([len(row) for row in ROWS])
@@ -28,18 +28,22 @@ def test_where_the_tokens_are() -> None:
     padded = torch.tensor([[1, 2, 0], [3, 0, 0], [4, 5, 6]])
     assert rows.position_ids.tolist() == [0, 1, 0, 0, 1, 2]
     assert rows.pack(padded).tolist() == [1, 2, 3, 4, 5, 6]
-    assert rows.pack(right_pad([[1, 2], [3], [4, 5, 6, 7]], 9)[0]).tolist() == [1, 2, 3, 4, 5, 6]  # a wider tensor
+    assert (rows.first.tolist(), rows.last.tolist()) == ([0, 2, 3], [1, 2, 5])
     assert torch.equal(rows.unpack(rows.pack(padded)), padded)
+    x = rows.pack(padded)
+    assert [row.tolist() for row in rows.split(x)] == [[1, 2], [3], [4, 5, 6]]
+    assert rows.take(x, [2, 0]).tolist() == [4, 5, 6, 1, 2]
+    assert rows.sum(x).tolist() == [3, 3, 15]
 
 
-def test_packed_rows_see_only_themselves() -> None:
+def test_rows_see_only_themselves() -> None:
     """Values and gradients are those of each row alone; a rotary model with fewer keys than queries."""
     model = llama()
     rows = Rows(LENGTHS)
     weights = torch.randn(len(IDS), 24)
-    with packed(model) as read:
-        logits = read(IDS, rows)  # (N, V)
-        some = read(IDS, rows, keep=torch.tensor([0, 7]))  # (2, V)
+    with forward_pass(model) as forward:
+        logits = forward(IDS, rows)  # (N, V)
+        some = forward(IDS, rows, keep=torch.tensor([0, 7]))  # (2, V)
     (logits * weights).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
@@ -57,12 +61,12 @@ def test_decoding_continues_each_row_where_it_ends() -> None:
     cache = Cache(LENGTHS, room=3)
     rows = Rows(LENGTHS, cache)
     more = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]])  # tokens that follow each row
-    with packed(model) as read:
-        read(IDS, rows)
+    with forward_pass(model) as forward:
+        forward(IDS, rows)
         kept = torch.arange(5)
         for step in range(3):
             cache.grow()
-            logits = read(more[kept, step], cache)  # (b, V)
+            logits = forward(more[kept, step], cache)  # (b, V)
             for row, got in zip(kept.tolist(), logits, strict=True):
                 whole = torch.tensor([ROWS[row] + more[row, : step + 1].tolist()])
                 torch.testing.assert_close(got, unpacked(model, whole)[0, -1], atol=1e-5, rtol=0)
@@ -83,7 +87,7 @@ def unpacked(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 def test_the_model_comes_back_as_it_was() -> None:
     model = llama()
     expected = model(IDS.unsqueeze(0)).logits
-    with pytest.raises(RuntimeError), packed(model):
+    with pytest.raises(RuntimeError), forward_pass(model):
         raise RuntimeError
     assert torch.equal(model(IDS.unsqueeze(0)).logits, expected)
 
@@ -92,5 +96,5 @@ def test_a_sliding_window_is_refused() -> None:
     """It would attend to more than it was trained with, and nobody would notice."""
     model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=2)).eval()
     rows = Rows(LENGTHS)
-    with pytest.raises(ValueError, match="sliding window"), packed(model) as read:
-        read(IDS, rows)
+    with pytest.raises(ValueError, match="sliding window"), forward_pass(model) as forward:
+        forward(IDS, rows)

@@ -1,0 +1,210 @@
+"""What models say about given responses: reward-model scores, per-token values, log-probabilities.
+
+A row is a prompt and its response, without a gap. The models see rows laid end to end (rows.py), so every token has the
+position it has in a text of its own, and no padding is computed.
+
+Shapes: B rows, n tokens of their responses end to end, N tokens of prompts and responses, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_mini.core.examples import Response
+from rlhf_mini.models.forward import Forward, forward_pass
+from rlhf_mini.models.parallel import in_parallel
+from rlhf_mini.models.rows import Rows
+from rlhf_mini.models.text import EncodedPrompt, response_ids
+
+# Rows in one forward pass. On a CPU small passes stay in its caches; a GPU wants more.
+BUCKET_SIZE = 16
+
+Ids = Sequence[int]
+
+
+class Inputs(NamedTuple):
+    """Prompts and responses, as a forward pass takes them."""
+
+    ids: Tensor  # (N,)
+    rows: Rows
+    response: Tensor  # (n,): where the response tokens are among the N
+
+
+class Logprobs(NamedTuple):
+    """Of each response token under a model, responses end to end."""
+
+    logprobs: Tensor  # (n,) in nats
+    entropy: Tensor  # (n,) in nats, of the distribution that the token was drawn from; without gradient
+
+
+def lay_out(prompts: Sequence[Ids], responses: Sequence[Ids], device: torch.device) -> Inputs:
+    """Lays the rows end to end."""
+    both = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    rows = Rows([len(row) for row in both], device=device)
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
+    is_response = rows.position_ids >= prompt_lengths.repeat_interleave(rows.lengths)  # (N,)
+    return Inputs(
+        torch.tensor([token for row in both for token in row], device=device), rows, is_response.nonzero()[:, 0]
+    )
+
+
+def in_buckets(
+    one_pass: Callable[[Sequence[Ids], Sequence[Ids]], Sequence[Tensor]],
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    bucket_size: int,
+) -> list[Tensor]:
+    """Runs `one_pass(prompts, responses)` on `bucket_size` rows of similar length at a time.
+
+    Attention pads its rows, and a small pass fits into the caches. Without gradients the passes run in parallel; with
+    them, the caller knows better what goes together.
+
+    Returns:
+        B tensors, what `one_pass` gives for each row, in the order of the rows. Gradients flow through.
+    """
+    # Longest first: in parallel, short ones then fill what is left of the time.
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(responses[row]))
+    buckets = [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
+    passes = [partial(one_pass, [prompts[r] for r in bucket], [responses[r] for r in bucket]) for bucket in buckets]
+    outputs = [each() for each in passes] if torch.is_grad_enabled() else in_parallel(*passes)
+    by_row = dict(zip(order, (row for output in outputs for row in output), strict=True))
+    return [by_row[row] for row in range(len(prompts))]
+
+
+# --- log-probabilities -----------------------------------------------------------------------------------------------
+
+
+def response_logprobs(
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    temperature: float = 1.0,
+    bucket_size: int = BUCKET_SIZE,
+) -> Logprobs:
+    """Log-probability of each response token, and the entropy of the distribution it was drawn from.
+
+    Args:
+        model: a causal language model, in eval mode.
+        prompts, responses: B lists of token ids each.
+        temperature: divides the logits, as it did when the response was sampled.
+        bucket_size: rows in one forward pass; it changes the time and the memory, not the result.
+    """
+    with forward_pass(model) as forward:
+        one_pass = partial(_logprobs_of_rows, forward, model.device, temperature)
+        both = torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))  # (n, 2)
+    return Logprobs(logprobs=both[:, 0], entropy=both[:, 1].detach())
+
+
+def _logprobs_of_rows(
+    forward: Forward, device: torch.device, temperature: float, prompts: Sequence[Ids], responses: Sequence[Ids]
+) -> Sequence[Tensor]:
+    """One forward pass: (r, 2) for each row of r response tokens, log-probability and entropy."""
+    ids, rows, response = lay_out(prompts, responses, device)
+    logits = forward(ids, rows, keep=response - 1)  # (n, V): what predicts a token is one position before it
+    log_distribution = (logits.float() / temperature).log_softmax(-1)  # (n, V)
+    logprobs = log_distribution.gather(-1, ids[response].unsqueeze(-1))  # (n, 1)
+    with torch.no_grad():  # for logging only
+        entropy = -(log_distribution.exp() * log_distribution).sum(-1, keepdim=True)  # (n, 1)
+    return torch.cat([logprobs, entropy], dim=-1).split([len(row) for row in responses])
+
+
+def sequence_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Response],
+    temperature: float = 1.0,
+) -> list[float]:
+    """log p(response | prompt) of each response, summed over its tokens, in nats.
+
+    The mean difference between a policy and its reference, over the policy's own samples, estimates their KL.
+    """
+    encoded = [response_ids(tokenizer, response) for response in responses]
+    with torch.no_grad():
+        found = response_logprobs(model, [prompt.ids for prompt in prompts], encoded, temperature)
+    return Rows([len(ids) for ids in encoded], device=model.device).sum(found.logprobs).tolist() if encoded else []
+
+
+def text_loss(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:
+    """LM loss: the mean of -log p(token | those before it) over all tokens but the first of each text, in nats."""
+    return -text_logprobs(model, texts, bucket_size).mean()
+
+
+def text_logprobs(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:
+    """log p of each token of B encoded texts but their first, texts end to end: (n,)."""
+    first, rest = [text[:1] for text in texts], [text[1:] for text in texts]  # all tokens are a response to the first
+    return response_logprobs(model, first, rest, bucket_size=bucket_size).logprobs
+
+
+# --- scores and values -----------------------------------------------------------------------------------------------
+
+
+def reward_scores(
+    reward_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], bucket_size: int = BUCKET_SIZE
+) -> Tensor:
+    """The reward model's score of each response: its scalar at the last token, minus `config.reward_mean`: (B,)."""
+    with forward_pass(reward_model) as forward:
+        one_pass = partial(_values_of_rows, forward, reward_model, True)
+        return torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))
+
+
+def response_values(
+    value_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], bucket_size: int = BUCKET_SIZE
+) -> Tensor:
+    """The value before each response token, responses end to end: read one position earlier, like its logits: (n,)."""
+    with forward_pass(value_model) as forward:
+        one_pass = partial(_values_of_rows, forward, value_model, False)
+        return torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))
+
+
+def _values_of_rows(
+    forward: Forward, model: PreTrainedModel, at_last_token: bool, prompts: Sequence[Ids], responses: Sequence[Ids]
+) -> Sequence[Tensor]:
+    """One forward pass of a model with a scalar head: for each row its score (1,) or its response's values (r,).
+
+    `config.reward_mean`, the constant that puts demonstrations at 0, is subtracted (absent: 0).
+    """
+    ids, rows, response = lay_out(prompts, responses, model.device)
+    values = forward(ids, rows, keep=rows.last if at_last_token else response - 1)  # (B or n, 1)
+    values = values.squeeze(-1).float() - getattr(model.config, "reward_mean", 0.0)
+    return values.split([1 if at_last_token else len(row) for row in responses])
+
+
+def score_texts(
+    reward_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Response],
+    batch_size: int = 64,
+) -> list[float]:
+    """The reward model's score of each response to its prompt, `batch_size` rows of similar length at a time.
+
+    A response that came as text is encoded.
+    """
+    pairs = [(p.ids, response_ids(tokenizer, r)) for p, r in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(pairs)), key=lambda row: len(pairs[row][0]) + len(pairs[row][1]))
+    scores = [0.0] * len(pairs)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with torch.no_grad():
+            batch = reward_scores(reward_model, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
+        for row, score in zip(rows, batch.tolist(), strict=True):
+            scores[row] = score
+    return scores
+
+
+def with_scalar_head(path: Path, seed: int) -> PreTrainedModel:
+    """A language model's checkpoint with its vocabulary head replaced by a linear map to one number.
+
+    The head starts with a standard deviation of 1 / sqrt(d + 1) (Stiennon et al. 2020, arXiv 2009.01325, B.1).
+    """
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    head = model.score.weight  # (1, d)
+    torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
+    return model

@@ -1,0 +1,248 @@
+"""What stands around the algorithm of train.py: loading, resuming, faults, averaging, logging, saving.
+
+with ppo_run(options) as run:
+    for prompts in run.prompt_batches():
+        ...                              # rollout, rewards, advantages
+        run.log_rollout(batch)           # stops at a policy that is lost
+        run.log_update(metrics)
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import chain, count, islice, repeat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, save_last_good, writing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.examples import read_prompts, read_texts
+from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.resume import Resume, State, Tensors, command_of, load_optimizer, optimizer_tensors
+from rlhf_mini.models.text import EncodedPrompt, check_prompt_lengths, encode_prompts, encode_texts
+from rlhf_mini.training.schedule import warmup_cosine
+from stages.ppo import losses, metrics
+from stages.ppo.models import Batch, Models, find_reward_model, load_models
+from stages.ppo.options import PPOOptions
+
+T = TypeVar("T")
+LOWER_RATE = "try a lower --learning_rate or --value_learning_rate"
+
+
+class Fault(Exception):
+    """PPO cannot, or should not, go on from here. `advice` says what to try."""
+
+    def __init__(self, what: str, advice: str = LOWER_RATE) -> None:
+        super().__init__(what)
+        self.advice = advice
+
+
+@contextmanager
+def ppo_run(options: PPOOptions) -> Iterator["PPORun"]:
+    """Loads what PPO needs, from the last save of a killed run if there is one; saves the checkpoint at the end."""
+    started = time.time()
+    run = PPORun(options)
+    files = [options.prompts, options.validation_prompts, options.ptx_texts]
+    with (
+        Resume(options.run_dir, "ppo", command_of(options, files, run.checkpoints), started) as resume,
+        writing(options.run_dir, "ppo") as folder,
+    ):
+        run.start(resume, folder)
+        try:
+            yield run
+        except Fault as fault:
+            resume.remove()  # the same command would come to the same end
+            raise UserError(run.keep_last_good(fault)) from None
+        run.finish()
+    console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - resume.started:.0f} s")
+
+
+class Learner:
+    """All that changes from iteration to iteration, and so all that a resumed run needs."""
+
+    def __init__(self, models: Models, options: PPOOptions) -> None:
+        self.models = {"policy": models.policy, "value_model": models.value_model}
+        self.ema = None
+        if options.ema_decay > 0:
+            self.ema = AveragedModel(models.policy, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
+            self.models["ema"] = self.ema
+        # Adam as in the paper (betas) and in OpenAI's code (eps).
+        self.optimizers = [
+            torch.optim.Adam(model.parameters(), betas=(0.9, 0.95), eps=1e-5, fused=True)
+            for model in (models.policy, models.value_model)
+        ]
+        self.peaks = options.learning_rate, options.value_learning_rate
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.kl_coef = options.kl_coef
+
+    def set_rates(self, share: float) -> None:
+        """The learning rates of the next iteration: a share of their peaks."""
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = share * peak
+
+    def update_average(self) -> None:
+        """Takes the policy as it is now into the moving average, if there is one."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.models["policy"])
+
+    def use_average(self) -> None:
+        """Makes the average the policy, if there is one."""
+        if self.ema is not None:
+            self.models["policy"].load_state_dict(self.ema.module.state_dict())
+
+    def tensors(self) -> Tensors:
+        return {
+            **{name: model.state_dict() for name, model in self.models.items()},
+            "policy_optimizer": optimizer_tensors(self.optimizers[0]),
+            "value_optimizer": optimizer_tensors(self.optimizers[1]),
+            "generator": {"state": self.generator.get_state()},
+        }
+
+    def restore(self, saved: State) -> None:
+        for name, model in self.models.items():
+            model.load_state_dict(saved.tensors[name])
+        for optimizer, name in zip(self.optimizers, ("policy_optimizer", "value_optimizer"), strict=True):
+            load_optimizer(optimizer, saved.tensors[name])
+        self.generator.set_state(saved.tensors["generator"]["state"])
+        self.kl_coef = saved.state["kl_coef"]
+
+
+class PPORun:
+    """A run of stage 3 from its checkpoints to its own. Use `ppo_run`."""
+
+    def __init__(self, options: PPOOptions) -> None:
+        """Reads and checks everything before the first step. UserError in one sentence if something is missing."""
+        self.options = options
+        messages = [example["prompt"] for example in read_prompts(options.prompts)]
+        sft = load_checkpoint(options.run_dir / "sft", "sft")
+        rm = find_reward_model(options, sft)
+        self.checkpoints = [checkpoint for checkpoint in (sft, rm) if checkpoint]
+        self.models = load_models(sft, rm, options)
+        policy, tokenizer = self.models.policy, self.models.tokenizer
+        self.prompts = encode_prompts(tokenizer, messages)
+        check_prompt_lengths(policy, self.prompts, options.max_new_tokens)
+        self.ptx_texts, held_out = metrics.split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
+        self.validation = metrics.Validation(self.models, options, held_out)
+        self.learner = Learner(self.models, options)
+        self.metrics: dict[str, float] = {}
+        self.update = 0  # the iteration at work; those up to here, at first, were done by the killed run
+        self.last_good: dict[str, torch.Tensor] = {}
+        self.warned = False
+
+    def start(self, resume: Resume, folder: Path) -> None:
+        """Goes on from the last save, if there is one, also in the data."""
+        options = self.options
+        self.resume, self.folder, self.log = resume, folder, MetricsLog(folder / "metrics.jsonl")
+        if saved := resume.load(folder):
+            self.learner.restore(saved)
+            self.metrics, self.update = saved.state["metrics"], saved.step
+            self.last_good = saved.tensors["last_good"]
+        else:
+            self.last_good = deepcopy(self.models.policy.state_dict())
+        self.texts = batches(self.ptx_texts, options.ptx_batch_size, options.seed, skip=self.update * options.steps)
+
+    def prompt_batches(self) -> Iterator[list[EncodedPrompt]]:
+        """The prompts of each iteration. What goes with every iteration happens before and after the loop's body."""
+        options, learner = self.options, self.learner
+        prompts = batches(self.prompts, options.episodes, options.seed, skip=self.update)
+        for update in range(self.update + 1, options.updates + 1):
+            self.update = update
+            clock = time.perf_counter()
+            learner.set_rates(warmup_cosine(update - 1, options.updates - 1, options.warmup_updates))
+            yield next(prompts)
+            learner.update_average()
+            if options.kl_target > 0:
+                learner.kl_coef = losses.adapt_kl_coef(
+                    learner.kl_coef,
+                    self.metrics["objective/kl"],
+                    options.kl_target,
+                    options.kl_horizon,
+                    options.episodes,
+                )
+            self.metrics["learning_rate"] = learner.optimizers[0].param_groups[0]["lr"]
+            self.metrics["episodes_per_second"] = options.episodes / (time.perf_counter() - clock)
+            self.log.log(update, **self.metrics)
+            metrics.show(update, self.metrics, options, self.batch)
+            self.save()
+
+    def log_rollout(self, batch: Batch) -> None:
+        """Logs a rollout and keeps a copy of the policy that sampled it. Fault, or a warning, if that policy is lost."""
+        self.batch = batch
+        logged = metrics.rollout_metrics(batch, self.options, self.learner.kl_coef)
+        if not all(math.isfinite(value) for value in logged.values()):
+            raise Fault("the log-probabilities, values or scores of the responses were not finite numbers")
+        self.metrics |= logged
+        if (fault := collapse(self.metrics, self.options)) is None:
+            self.last_good = deepcopy(self.models.policy.state_dict())
+        elif self.options.on_collapse == "stop":
+            raise fault
+        elif not self.warned:
+            self.warned = True
+            console.print(f"ppo: warning: {self.keep_last_good(fault)}", soft_wrap=True)
+
+    def log_update(self, update_metrics: dict[str, float]) -> None:
+        """Logs what the optimizer steps of this iteration did."""
+        self.metrics |= update_metrics
+
+    def save(self) -> None:
+        """A snapshot and a save to resume from, if this is an iteration for them."""
+        options, update = self.options, self.update
+        if options.snapshot_steps and update % options.snapshot_steps == 0:
+            self.models.policy.save_pretrained(self.folder / "snapshots" / f"{update:04d}")
+        if options.save_steps and (update % options.save_steps == 0 or update == options.updates):
+            tensors = self.learner.tensors() | {"last_good": self.last_good}
+            self.resume.save(self.folder, update, tensors, {"kl_coef": self.learner.kl_coef, "metrics": self.metrics})
+
+    def keep_last_good(self, fault: Fault) -> str:
+        """Writes runs/<run>/ppo.last_good. Returns what to tell the user."""
+        policy, reason = self.models.policy, f"{fault} in update {self.update}"
+        now = deepcopy(policy.state_dict())
+        policy.load_state_dict(self.last_good)
+        kept = save_last_good(self.options.run_dir, "ppo", reason=reason, model=policy, **self.provenance())
+        policy.load_state_dict(now)
+        return f"{reason}: {fault.advice}; the policy from before is in {kept}"
+
+    def finish(self) -> None:
+        """Measures the policy and writes the checkpoint."""
+        self.learner.use_average()
+        validation = self.validation()
+        self.validation.show(validation)
+        self.metrics |= validation
+        self.models.value_model.save_pretrained(self.folder / "value_model")
+        save_checkpoint(self.folder, stage="ppo", model=self.models.policy, **self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """What goes into stage.json."""
+        return dict(
+            tokenizer=self.models.tokenizer, options=self.options, seed=self.options.seed, metrics=self.metrics,
+            started=self.resume.started, parents=self.checkpoints,
+        )  # fmt: skip
+
+
+def collapse(rollout: dict[str, float], options: PPOOptions) -> Fault | None:
+    """What says that the policy of this rollout is lost although its numbers are finite."""
+    if options.max_kl > 0 and rollout["objective/kl"] > options.max_kl:
+        return Fault(
+            f"the KL to the SFT model, {rollout['objective/kl']:.1f} nats, is above --max_kl",
+            "try a higher --kl_coef or a lower --learning_rate, or read samples and raise --max_kl",
+        )
+    entropy = rollout["objective/entropy"] / rollout["response/length"]
+    if options.min_entropy > 0 and entropy < options.min_entropy:
+        return Fault(
+            f"the entropy, {entropy:.4f} nats per token, is below --min_entropy",
+            "try a higher --kl_coef or fewer --updates, or read samples and lower --min_entropy",
+        )
+    return None
+
+
+def batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
+    """Batches without end, after the first `skip`: pass after pass over all items, each pass in a new order."""
+    rng = random.Random(seed)
+    order = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
+    return (list(islice(order, size)) for order in repeat(islice(order, skip * size, None)))
