@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.worker import Case, Line
 from rlhf_mini.core.checkpoints import Checkpoint
-from rlhf_mini.models import sampling_next as sampling
+from rlhf_mini.models import sampling
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts
 from stages.ppo import metrics
 from stages.ppo.models import Models, load_models

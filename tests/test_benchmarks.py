@@ -16,7 +16,7 @@ from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages
 from rlhf_mini.core.files import write_jsonl
-from rlhf_mini.models import sampling_next as sampling
+from rlhf_mini.models import sampling
 from rlhf_mini.models.text import encode_prompts
 
 ROOT = Path(__file__).parent.parent

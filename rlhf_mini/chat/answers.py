@@ -16,9 +16,9 @@ from rlhf_mini.chat.options import ChatOptions
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages
-from rlhf_mini.evaluation.measures import BARE_TEMPLATE, Stage, load_stage
-from rlhf_mini.models.sampling_next import sample
-from rlhf_mini.models.scoring_next import score_texts
+from rlhf_mini.evaluation.responses import BARE_TEMPLATE, Stage, load_stage
+from rlhf_mini.models.sampling import sample
+from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import context_length, encode_prompts, to_responses
 
 SHORTEST_PROMPT = 16  # tokens that --max_new_tokens must leave for the prompt

@@ -8,9 +8,20 @@ Shapes: n prompts, r runs, m measures, S resamples. The rows of several runs are
 run, then those of the second, and so on.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; NaN where there is nothing to average."""
+
+    mean: float
+    low: float
+    high: float
 
 
 def resample_weights(prompts: int, runs: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -63,25 +74,20 @@ def interval(samples: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray,
     return low, high
 
 
-def mean_intervals(values: np.ndarray, seed: int = 0, runs: int = 1) -> list[dict[str, float]]:
+def mean_intervals(values: np.ndarray, seed: int = 0, runs: int = 1) -> list[Estimate]:
     """Mean and 95 % interval of each column of `values`, ignoring NaN.
 
     Args:
         values: (r * n, m), one row per run and prompt.
 
     Returns:
-        m dictionaries {"mean": ..., "low": ..., "high": ...}.
+        m estimates.
     """
     known = ~np.isnan(values)  # (r * n, m)
     filled = np.where(known, values, 0.0)
     means = divide(filled.sum(0), known.sum(0))  # (m,)
     low, high = interval(resampled_ratios(filled, known.astype(float), seed=seed, runs=runs))
-    return [as_dict(*estimate) for estimate in zip(means, low, high, strict=True)]
-
-
-def as_dict(mean: float, low: float, high: float) -> dict[str, float]:
-    """An estimate as it stands in the JSON files."""
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
+    return [Estimate(*map(float, three)) for three in zip(means, low, high, strict=True)]
 
 
 def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ A stage uses this module as follows:
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -167,13 +166,6 @@ def peak_memory_mb() -> int:
     """Peak resident memory of this process, in megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 if sys.platform == "darwin" else 1 / 1024) / 1e6)  # bytes on macOS, KiB elsewhere
-
-
-def data_sha256() -> str:
-    """Checksum of the mini world's knowledge (data/knowledge), on which gold scores, labelers and probes depend."""
-    folder = Path(__file__).parents[2] / "data" / "knowledge"
-    sums = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in sorted(folder.rglob("*.yaml"))]
-    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -1,5 +1,6 @@
 """Files: written completely or not at all, and read back as JSON."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -74,8 +75,11 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Converts `value` to what strict JSON can hold.
 
-    One-element tensors and arrays become numbers, NaN and infinities None, and unknown objects their `str`.
+    Dataclasses become dictionaries, one-element tensors and arrays numbers, NaN and infinities None, and unknown
+    objects their `str`.
     """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,71 +1,77 @@
 """Evaluates base, SFT and PPO of one run, or of several that differ in their seed, on the test prompts.
 
-    python -m rlhf_mini.evaluation.evaluate                                   # runs/default
-    python -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2          # and over seeds: runs/evaluate.json
+    python -m rlhf_mini.evaluation.evaluate                                # runs/default
+    python -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2       # and over seeds: runs/evaluate.json
 
-It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by three judges (gold, the
-held-out labelers, the run's own reward model), the same at equal length, Bradley-Terry ratings over all pairs, and
-probes: truth, invention, harm, manners, and what the stages forgot of the base. Judges never learn which stage wrote
+It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by three judges (gold,
+the held-out labelers, the run's own reward model), length-controlled win rates, Bradley-Terry ratings over all pairs,
+and probes: truth, invention, harm, tone, and what the stages forgot of the base. Judges never learn which stage wrote
 what they judge.
 
-What to inspect: the ladder first. The judge that PPO was trained on (rm) should like PPO more than the others do, but
-not against them. Then the probes: that is where a better score hides what became worse.
+What to inspect: the win rates first. The judge that PPO was trained on (rm) should like PPO more than the others do,
+but should not contradict them. Then the probes: they show what a better mean score hides.
 
-Runs that differ in nothing but the seed are also taken together, with intervals over prompts and over runs. With three
-runs the part that comes from seeds is too narrow: where seeds matter more than prompts, such an interval holds the
-truth in three cases of four, not in 95 of 100. Runs that differ in more are rated side by side.
+Runs that differ only in the seed are also pooled, with intervals over prompts and over runs. With three runs the part
+that comes from seeds is too narrow: where seeds matter more than prompts, such an interval holds the truth in three
+cases of four, not in 95 of 100. Runs that differ in more are rated side by side.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.table import Table
 
+from rlhf_mini.core.bootstrap import Estimate, divide, interval, resampled_ratios
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, run
-from rlhf_mini.core.examples import read_demonstrations
+from rlhf_mini.core.examples import Prompt, read_demonstrations, read_prompts
 from rlhf_mini.core.files import write_json
-from rlhf_mini.core.options import command_line, option, parse_options
+from rlhf_mini.core.options import command_line, option, options, parse_options
 from rlhf_mini.evaluation import compare
-from rlhf_mini.evaluation.compare import CompareOptions, both, decimal, find_checkpoints, grid, percent, read_split
+from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES, Row
+from rlhf_mini.evaluation.compare import CompareOptions
+from rlhf_mini.evaluation.figures import Group, Summary, grouped
+from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
+
+if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should not wait
+    import numpy as np
+
+    from rlhf_mini.evaluation.probes import Values
 
 FORMAT = 1  # of evaluate.json
-# By the names they have in evaluate.json, those that people see.
-JUDGES = {"gold": "gold score", "heldout": "held-out labelers", "rm": "reward model"}
-PAIRS = {"sft/base": "SFT over base", "ppo/sft": "PPO over SFT", "ppo/base": "PPO over base"}
-SAME = ("sft", "rm", "ppo")  # stages whose options must agree, but for the seed, where runs are taken together
+SAME = ("sft", "rm", "ppo")  # stages whose options must be the same, except for the seed, for runs to be pooled
+BY_RUN = ("gold", "rm_score", "kl", "tokens", "eos", "wins/heldout", "wins/gold")
 
 
-@dataclass
+@options
 class EvaluateOptions:
     """Options of `python -m rlhf_mini.evaluation.evaluate`."""
 
     run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
-    runs: str = option("", "Names of several runs, with commas between: each is evaluated, and all of them together.")
+    runs: str = option("", "Names of several runs, comma-separated: each is evaluated, and all of them together.")
     runs_dir: str = option("runs", "Folder of all runs.")
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
-    out: str = option("", "Where the figures of several runs together go (default: RUNS_DIR/evaluate.json).")
-    seed: int = option(0, "Seed of the responses and of the bootstrap.")
+    out: str = option("", "Where the results of several runs together go (default: RUNS_DIR/evaluate.json).")
+    seed: NonNegativeInt = option(0, "Seed of the responses and of the bootstrap.")
 
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
-    num_prompts: int = option(0, "Take only so many of them, from the first (0: all).")
-    max_new_tokens: int = option(48, "Tokens after which a response is cut.")
-    temperature: float = option(0.7, "Temperature of the responses; 0 takes the likeliest token each time.")
+    num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
+    max_new_tokens: PositiveInt = option(48, "Tokens after which a response is truncated.")
+    temperature: NonNegativeFloat = option(0.7, "Temperature of the responses; 0 decodes greedily.")
     labelers: str = option(
         "rlhf_mini.world.labelers:heldout_labelers",
-        "package.module:function that gives the judges: labelers whose rankings train nothing.",
+        "package.module:function that returns the judges: labelers whose rankings train nothing.",
     )
-    samples: int = option(4, "Responses to each prompt of the probes that have prompts of their own.")
+    samples: PositiveInt = option(4, "Responses to each prompt of the probes that have prompts of their own.")
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names) or not all(self.names):
-            raise UserError(f"--runs must name different runs, with commas between, not {self.runs!r}")
-        if self.samples < 1:
-            raise UserError(f"--samples must be at least 1, not {self.samples}")
-        for name in self.names:
-            self.of_run(name)  # UserError for the options that are compare's, too
+            raise UserError(f"--runs must name different runs, comma-separated, not {self.runs!r}")
 
     @property
     def names(self) -> list[str]:
@@ -74,6 +80,15 @@ class EvaluateOptions:
     def of_run(self, name: str) -> CompareOptions:
         shared = ("runs_dir", "base", "seed", "split", "num_prompts", "max_new_tokens", "temperature", "labelers")
         return CompareOptions(run=name, **{key: getattr(self, key) for key in shared})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one run."""
+
+    rows: list[Row]
+    summary: Summary
+    probes: "Values"
 
 
 def main() -> None:
@@ -87,43 +102,41 @@ def main() -> None:
 
 def evaluate(options: EvaluateOptions, command: str) -> None:
     """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several."""
-    found = {name: find_checkpoints(options.of_run(name)) for name in options.names}
-    alike = are_alike(found)
-    records = read_split(options.of_run(options.run))
+    runs_dir = Path(options.runs_dir)
+    found = {name: find_checkpoints(runs_dir / name, options.base) for name in options.names}
+    poolable = can_be_pooled(found)
+    examples = read_prompts(options.split)[: options.num_prompts or None]
     demonstrations = read_demonstrations(CompareOptions.demonstrations)
 
-    # It imports torch and transformers; --help and what is missing should not wait for them.
-    from rlhf_mini.evaluation import measures, probes
-    from rlhf_mini.evaluation import summary as evaluation
+    from rlhf_mini.evaluation import probes, responses  # import torch
 
-    measured = {}
+    measured: dict[str, Measured] = {}
     for name, checkpoints in found.items():
         if len(found) > 1:
             console.print(f"evaluate: {name}")
         of_run = options.of_run(name)
-        models = measures.load_stages(checkpoints)
-        rows, summary = compare.measure(of_run, command, checkpoints, models, records, demonstrations)
-        values = probes.measure(models[0], rows, options.samples, **compare.sampling(of_run))
+        stages, reward_model = responses.load_stages(checkpoints)
+        rows, summary = compare.measure(of_run, command, checkpoints, stages, reward_model, examples, demonstrations)
+        values = probes.measure(stages, rows, options.samples, of_run.sampling())
         compare.write(of_run, rows, summary)
-        measured[name] = evaluation.Measured(rows, summary, values)
-        alone = evaluation.summarize({name: measured[name]}, records, options.labelers, options.seed)
+        measured[name] = Measured(rows, summary, values)
+        alone = pooled({name: measured[name]}, examples, options)
         together = {"format": FORMAT, **alone, "options": asdict(options)}
         write_json(of_run.run_dir / "evaluate.json", together)
     if len(measured) > 1:
-        combine = evaluation.summarize if alike else evaluation.rate_side_by_side
-        figures = combine(measured, records, options.labelers, options.seed)
-        together = {"format": FORMAT, **figures, "options": asdict(options)}
+        combine = pooled if poolable else side_by_side
+        together = {"format": FORMAT, **combine(measured, examples, options), "options": asdict(options)}
     show(together)
     for name in measured:
-        console.print(f"evaluate: {Path(options.runs_dir) / name / 'evaluate.json'} written", soft_wrap=True)
+        console.print(f"evaluate: {runs_dir / name / 'evaluate.json'} written", soft_wrap=True)
     if len(measured) > 1:
-        out = Path(options.out or Path(options.runs_dir) / "evaluate.json")
+        out = Path(options.out or runs_dir / "evaluate.json")
         write_json(out, together)
         console.print(f"evaluate: {out} written", soft_wrap=True)
 
 
-def are_alike(found: dict[str, dict[str, Checkpoint]]) -> bool:
-    """Whether runs differ in nothing but the seed, and so may be taken together.
+def can_be_pooled(found: dict[str, dict[str, Checkpoint]]) -> bool:
+    """Whether the runs differ only in the seed.
 
     UserError if two of them are the same: copies would count as evidence.
     """
@@ -132,11 +145,11 @@ def are_alike(found: dict[str, dict[str, Checkpoint]]) -> bool:
         same = weights.setdefault(checkpoints["ppo"].sha256, name)
         if same != name:
             raise UserError(f"{same} and {name} have the same PPO weights: name each run once")
-    aside = {"run", "runs_dir", "seed"}
+    ignored = {"run", "runs_dir", "seed"}
     for stage in SAME:
         first, *others = (checkpoints[stage].info["options"] for checkpoints in found.values())
         for other in others:
-            different = sorted(key for key in {*first, *other} - aside if first.get(key) != other.get(key))
+            different = sorted(key for key in {*first, *other} - ignored if first.get(key) != other.get(key))
             if different:
                 names = ", ".join(different)
                 console.print(
@@ -147,81 +160,171 @@ def are_alike(found: dict[str, dict[str, Checkpoint]]) -> bool:
     return True
 
 
-def show(summary: dict[str, Any]) -> None:
-    """The tables: win rates, ratings, probes and the unseen."""
-    console.print()
-    if "win_rates" not in summary:
-        console.print(ratings_table(summary))
-        console.print(runs_table(summary))
-        return
-    console.print(wins_table(summary))
-    console.print(ratings_table(summary))
-    console.print(probes_table(summary))
-    console.print(novel_table(summary))
+# --- evaluate.json ---------------------------------------------------------------------------------------------------
 
 
-def wins_table(summary: dict[str, Any]) -> Table:
-    table = grid("Win rates, a tie counts one half", "", "judge", "wins", "95 %", "at equal length", left=2)
-    for pair, title in PAIRS.items():
-        for judge, name in JUDGES.items():
-            figure, controlled = (summary[key][judge][pair] for key in ("win_rates", "length_controlled"))
-            cells = [*both(figure, percent), percent(controlled)]
-            table.add_row(title if judge == "gold" else "", name, *cells)
-    table.add_row()
-    return table
+def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> dict[str, Any]:
+    """The content of evaluate.json for one run, or for several together, each estimate with its 95 % interval."""
+    from rlhf_mini.evaluation import pairs, probes
+
+    runs, each, seed = len(measured), list(measured.values()), options.seed
+    rows = [row for one in each for row in one.rows]
+    groups = grouped(rows, each[0].summary.demonstrated_tokens, seed, runs)
+    return {
+        "runs": list(measured),
+        "prompts": groups["all"].prompts,
+        "stages": {
+            stage: {name: estimate for name, estimate in estimates.items() if not name.startswith("wins/")}
+            for stage, estimates in groups["all"].stages.items()
+        },
+        "win_rates": pairs.win_rates(rows, runs, seed),
+        "length_controlled": pairs.length_controlled_win_rates(rows, runs, seed),
+        "bradley_terry": ratings(measured, examples, options),
+        "use_cases": by_group(groups, "use_case/"),
+        "novel": by_group(groups, "novel/"),
+        "probes": {
+            name: vars(probe)
+            | {
+                "prompts": len(each[0].probes[name]["sft"]),
+                "stages": {stage: ratio([one.probes[name][stage] for one in each], seed) for stage in STAGES},
+            }
+            for name, probe in probes.PROBES.items()
+        },
+        "by_run": by_run(measured),
+        "provenance": provenance(measured),
+    }
 
 
-def ratings_table(summary: dict[str, Any]) -> Table:
-    judges = summary["bradley_terry"]
-    columns = [column for judge in judges for column in (JUDGES[judge], "95 %")]
-    table = grid("Bradley-Terry ratings, Elo points over the base", "", *columns)
-    for player in judges["gold"]:
-        table.add_row(player, *(c for of in judges.values() for c in both(of[player], lambda f: decimal(f, 0))))
-    table.add_row()
-    return table
+def side_by_side(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> dict[str, Any]:
+    """The same for runs that differ in more than the seed: a mean over them would say nothing, but ratings do."""
+    return {
+        "runs": list(measured),
+        "prompts": len(examples),
+        "bradley_terry": ratings(measured, examples, options),
+        "by_run": by_run(measured),
+        "provenance": provenance(measured),
+    }
 
 
-def probes_table(summary: dict[str, Any]) -> Table:
-    table = grid("Probes, and which way is better", "", "", "base", "sft", "ppo", left=2)
-    for probe in summary["probes"].values():
-        form = percent if probe["unit"] == "share" else decimal
-        cells = [
-            f"{mean} ({span.replace('%', '')})" for mean, span in (both(f, form) for f in probe["stages"].values())
-        ]
-        table.add_row(
-            "\N{UPWARDS ARROW}" if probe["better"] == "higher" else "\N{DOWNWARDS ARROW}", probe["title"], *cells
-        )
-    table.add_row()
-    return table
+def ratings(
+    measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions
+) -> dict[str, dict[str, Estimate]]:
+    """Bradley-Terry ratings by judge and player."""
+    from rlhf_mini.evaluation import pairs, responses
+
+    rows = {name: one.rows for name, one in measured.items()}
+    return pairs.rate(rows, examples, responses.load_judges(options.labelers), options.seed)
 
 
-def runs_table(summary: dict[str, Any]) -> Table:
-    table = grid("Run by run", "", "SFT gold", "PPO gold", "95 %", "labelers", "95 %", "KL")
-    for name, figures in summary["by_run"].items():
-        gold, wins = figures["gold"], figures["wins/heldout"]["ppo"]
-        cells = [decimal(gold["sft"]), *both(gold["ppo"]), *both(wins, percent), decimal(figures["kl"]["ppo"], 1)]
-        table.add_row(name, *cells)
-    table.add_row()
-    return table
+def by_run(measured: dict[str, Measured]) -> dict[str, Any]:
+    """A few measures of each run, by stage."""
+    stages = {name: one.summary.groups["all"].stages for name, one in measured.items()}
+    return {
+        name: {key: {stage: estimates[key] for stage, estimates in of_run.items()} for key in BY_RUN}
+        for name, of_run in stages.items()
+    }
 
 
-def novel_table(summary: dict[str, Any]) -> Table:
-    table = grid("Gold where names or phrasings are new", "new (prompts)", "base", "sft", "ppo", "95 %")
-    for name, group in summary["novel"].items():
-        base, sft, ppo = group["gold"].values()
-        table.add_row(f"{name} ({group['prompts']})", decimal(base), decimal(sft), *both(ppo))
-    return table
+def by_group(groups: dict[str, Group], prefix: str) -> dict[str, Any]:
+    """Gold of each stage, and PPO's win rate over SFT by the held-out labelers, of the groups named prefix + ..."""
+    return {
+        name.removeprefix(prefix): {
+            "prompts": group.prompts,
+            "gold": {stage: estimates["gold"] for stage, estimates in group.stages.items()},
+            "win_rate": group.stages["ppo"]["wins/heldout"],
+        }
+        for name, group in sorted(groups.items(), key=lambda item: -item[1].prompts)
+        if name.startswith(prefix)
+    }
 
 
-def read(path: Path, make: str) -> dict[str, Any]:
-    """An evaluate.json. UserError if it is not there yet; `make` is the command that makes it."""
+def provenance(measured: dict[str, Measured]) -> dict[str, Any]:
+    """What each run was measured on."""
+    return {name: one.summary.provenance for name, one in measured.items()}
+
+
+def ratio(values: "Sequence[np.ndarray]", seed: int) -> Estimate:
+    """Numerators over denominators, summed over prompts and runs; one array (n, 2) per run."""
+    import numpy as np
+
+    rows = np.concatenate(values)  # (r * n, 2)
+    low, high = interval(resampled_ratios(rows[:, :1], rows[:, 1:], seed=seed, runs=len(values)))
+    return Estimate(float(divide(rows[:, 0].sum(), rows[:, 1].sum())), float(low[0]), float(high[0]))
+
+
+def read_evaluation(path: Path, make: str) -> dict[str, Any]:
+    """An evaluate.json. UserError if it does not exist; `make` is the command that makes it."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is not there yet: run `{make}`") from None
+        raise UserError(f"{path} does not exist yet: run `{make}`") from None
     if content.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this project: run `{make}`")
     return content
+
+
+# --- the console -----------------------------------------------------------------------------------------------------
+
+
+def show(content: dict[str, Any]) -> None:
+    """The tables: win rates, ratings, probes and what is new."""
+    console.print()
+    pooled_runs = "win_rates" in content
+    tables = [wins_table, ratings_table, probes_table, novel_table] if pooled_runs else [ratings_table, runs_table]
+    for table in tables:
+        console.print(table(content))
+
+
+def wins_table(content: dict[str, Any]) -> Table:
+    title = "Win rates, a tie counts one half"
+    table = grid(title, "", "judge", "wins", "95 %", "length-controlled", left=2)
+    rows = []
+    for pair, of_pair in PAIRS.items():
+        for judge, of_judge in JUDGES.items():
+            wins, controlled = (content[key][judge][pair] for key in ("win_rates", "length_controlled"))
+            title = of_pair if judge == "gold" else ""
+            rows.append([title, of_judge, *cells(wins, percent), percent(controlled.mean)])
+    return grid_of(table, rows)
+
+
+def ratings_table(content: dict[str, Any]) -> Table:
+    judges = content["bradley_terry"]
+    columns = [column for judge in judges for column in (JUDGES[judge], "95 %")]
+    table = grid("Bradley-Terry ratings, Elo points over the base", "", *columns)
+    rows = []
+    for player in judges["gold"]:
+        ratings = [cells(of_judge[player], lambda value: decimal(value, 0)) for of_judge in judges.values()]
+        rows.append([player, *(cell for pair in ratings for cell in pair)])
+    return grid_of(table, rows)
+
+
+def probes_table(content: dict[str, Any]) -> Table:
+    table = grid("Probes, and which way is better", "", "", *STAGES, left=2)
+    rows = []
+    for probe in content["probes"].values():
+        form = percent if probe["unit"] == "share" else decimal
+        both = [cells(estimate, form) for estimate in probe["stages"].values()]
+        arrow = "\N{UPWARDS ARROW}" if probe["better"] == "higher" else "\N{DOWNWARDS ARROW}"
+        rows.append([arrow, probe["title"], *(f"{mean} ({span.replace('%', '')})" for mean, span in both)])
+    return grid_of(table, rows)
+
+
+def runs_table(content: dict[str, Any]) -> Table:
+    table = grid("Run by run", "", "SFT gold", "PPO gold", "95 %", "labelers", "95 %", "KL")
+    rows = []
+    for name, of_run in content["by_run"].items():
+        gold, wins = of_run["gold"], of_run["wins/heldout"]["ppo"]
+        kl = decimal(of_run["kl"]["ppo"].mean, 1)
+        rows.append([name, decimal(gold["sft"].mean), *cells(gold["ppo"]), *cells(wins, percent), kl])
+    return grid_of(table, rows)
+
+
+def novel_table(content: dict[str, Any]) -> Table:
+    table = grid("Gold where names or phrasings are new", "new (prompts)", *STAGES, "95 %")
+    for name, group in content["novel"].items():
+        base, sft, ppo = group["gold"].values()
+        table.add_row(f"{name} ({group['prompts']})", decimal(base.mean), decimal(sft.mean), *cells(ppo))
+    return table
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The token microscope: what PPO saw in each token of a response, for the report and for `/why` in the chat.
 
     microscope = Microscope(Path("runs/default"))
-    view = microscope.look(prompt, response)          # of any stage's response, or of a text of one's own
+    view = microscope.look(prompt, response)          # any stage's response, or your own text
     view.tokens[0].advantage
 
 The numbers are those of stages/ppo/train.py, from the finished run's models: the policy after PPO, the SFT model it
@@ -20,18 +20,25 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.core.options import load_function
-from rlhf_mini.models.packing import Rows, packed
-from rlhf_mini.models.sampling import encode_prompts, encode_response
-from rlhf_mini.models.scoring import response_values, score_texts
-from stages.ppo.losses import compute_rewards, gae, penalize_missing_eos
+from rlhf_mini.models.forward import forward_pass
+from rlhf_mini.models.rows import Rows
+from rlhf_mini.models.scoring import lay_out, response_values, score_texts
+from rlhf_mini.models.text import encode_prompts, response_ids
+from stages.ppo.losses import compute_rewards, gae, kl_k1, penalize_missing_eos
 
 # What a token can be coloured by: the field of `Token`, its title, and how to read it.
 MEASURES = {
-    "shift": ("shift since SFT", "How much likelier PPO makes this token than SFT, in nats, at PPO's temperature."),
-    "kl": ("KL", "How far PPO's whole distribution over the next token is from SFT's, in nats; never below 0."),
-    "reward": ("reward", "-kl_coef times the shift; at the last token the score, too, less a penalty if it was cut."),
+    "shift": (
+        "log-ratio to SFT",
+        "log p of this token under PPO minus log p under SFT, in nats, at the temperature PPO was trained with.",
+    ),
+    "kl": ("KL", "KL divergence of PPO's distribution over the next token from SFT's, in nats; never negative."),
+    "reward": (
+        "reward",
+        "-kl_coef times the log-ratio; at the last token also the score, minus a penalty if the response is truncated.",
+    ),
     "value": ("value", "What the value model expects the rest of the response to earn, before this token."),
-    "advantage": ("advantage", "How much better it went from here than expected; PPO standardises it over a batch."),
+    "advantage": ("advantage", "How much better things went from here than expected; PPO whitens it over a batch."),
 }
 
 
@@ -91,47 +98,56 @@ class Microscope:
             self.reward_model = AutoModelForSequenceClassification.from_pretrained(rm.path).eval()
 
     def _model(self, prompt: Messages, response: Response) -> float:
-        return score_texts(self.reward_model, self.tokenizer, [prompt], [response])[0]
+        return score_texts(self.reward_model, self.tokenizer, encode_prompts(self.tokenizer, [prompt]), [response])[0]
 
     def _function(self, prompt: Messages, response: Response) -> float:
         return float(load_function(self.options["reward"], "--reward")([prompt], [response.text])[0])
 
     @torch.no_grad()
     def look(self, prompt: Messages, response: Response) -> View:
-        """What each token of `response` did, R tokens in all. A response without ids (it came as text) is encoded.
+        """What each of the R tokens of `response` did. A response without ids (it came as text) is encoded.
 
-        ValueError for a response without a token, one that was cut before it began.
+        ValueError for a response without tokens, truncated before it began.
         """
         tokenizer, options = self.tokenizer, self.options
-        (prompt_ids,) = encode_prompts(tokenizer, [prompt])
-        response_ids = response.ids or encode_response(tokenizer, response.text, response.ended)
-        if not response_ids:
+        (encoded,) = encode_prompts(tokenizer, [prompt])
+        ids = response_ids(tokenizer, response)
+        if not ids:
             raise ValueError("this response has no token to look at")
-        input_ids = torch.tensor([prompt_ids + response_ids])  # (1, T)
-        mask = torch.ones(1, len(response_ids), dtype=torch.bool)  # (1, R)
-        targets = torch.tensor(response_ids).unsqueeze(1)  # (R, 1)
+        rows, targets = Rows([len(ids)]), torch.tensor(ids).unsqueeze(1)  # (R, 1)
 
-        distribution = self._log_distribution(self.policy, input_ids[0], len(response_ids))  # (R, V)
-        reference = self._log_distribution(self.ref_policy, input_ids[0], len(response_ids))  # (R, V)
-        logprobs, ref_logprobs = distribution.gather(1, targets).T, reference.gather(1, targets).T  # (1, R) each
+        distribution = self._log_distribution(self.policy, encoded.ids, ids)  # (R, V)
+        reference = self._log_distribution(self.ref_policy, encoded.ids, ids)  # (R, V)
+        logprobs, ref_logprobs = (each.gather(1, targets)[:, 0] for each in (distribution, reference))  # (R,) each
         kl = (distribution.exp() * (distribution - reference)).sum(-1)  # (R,)
         likeliest = reference.max(-1)  # (R,): log-probabilities and tokens
 
         score = self.reward(prompt, response)
-        ended = torch.tensor([response_ids[-1] == tokenizer.eos_token_id])
+        ended = torch.tensor([ids[-1] == tokenizer.eos_token_id])
         penalized = penalize_missing_eos(torch.tensor([score]), ended, options["missing_eos_penalty"])  # (1,)
-        rewards = compute_rewards(penalized, logprobs - ref_logprobs, mask, self.kl_coef)  # (1, R)
-        values = response_values(self.value_model, input_ids, torch.ones_like(input_ids), mask)  # (1, R)
-        advantages, _ = gae(rewards, values, mask, options["gamma"], options["gae_lambda"])  # (1, R)
+        rewards = compute_rewards(penalized, kl_k1(logprobs, ref_logprobs), rows, self.kl_coef)  # (R,)
+        values = response_values(self.value_model, [encoded.ids], [ids])  # (R,)
+        advantages = gae(rewards, values, rows, options["gamma"], options["gae_lambda"]).advantages  # (R,)
 
-        columns = [tokenizer.batch_decode(targets), logprobs[0].tolist(), ref_logprobs[0].tolist(), kl.tolist()]
-        columns += [rewards[0].tolist(), values[0].tolist(), advantages[0].tolist()]
-        columns += [tokenizer.batch_decode(likeliest.indices.unsqueeze(1)), likeliest.values.tolist()]
-        return View([Token(*row) for row in zip(*columns, strict=True)], score)
+        tokens = [
+            Token(
+                text=tokenizer.decode(ids[t]),
+                logprob=logprobs[t].item(),
+                ref_logprob=ref_logprobs[t].item(),
+                kl=kl[t].item(),
+                reward=rewards[t].item(),
+                value=values[t].item(),
+                advantage=advantages[t].item(),
+                instead=tokenizer.decode(likeliest.indices[t]),
+                instead_logprob=likeliest.values[t].item(),
+            )
+            for t in range(len(ids))
+        ]
+        return View(tokens, score)
 
-    def _log_distribution(self, model: Any, ids: Tensor, response_length: int) -> Tensor:
+    def _log_distribution(self, model: Any, prompt: list[int], response: list[int]) -> Tensor:
         """log p(next token) at the temperature of training, where each response token was chosen: (R, V)."""
-        end = len(ids) - 1
-        with packed(model) as read:
-            logits = read(ids, Rows(torch.tensor([len(ids)])), keep=torch.arange(end - response_length, end))  # (R, V)
+        ids, rows, of_response = lay_out([prompt], [response], model.device)
+        with forward_pass(model) as forward:
+            logits = forward(ids, rows, keep=of_response - 1)  # (R, V)
         return (logits.float() / self.options["temperature"]).log_softmax(-1)

@@ -1,45 +1,47 @@
-"""Who is better, from who beat whom: Bradley-Terry ratings, and win rates at equal length.
+"""The fits behind the comparisons of players: Bradley-Terry ratings and length-controlled win rates.
 
 Shapes: K players, n prompts, S resamples.
 """
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
 
 ELO = 400 / np.log(10)  # points a nat of log-strength: 400 points are odds of 10 to 1, as in chess
 
 
 def outcomes(ranks: np.ndarray) -> np.ndarray:
-    """What ranks (n, K), 1 = best, say of each pair: (n, K, K), [i, j] 1 if i beat j, 1/2 for a tie, NaN unknown."""
+    """What ranks (n, K), 1 = best, say about each pair: (n, K, K), [i, j] is 1 if i beat j, 1/2 for a tie, NaN if unknown."""
     difference = ranks[:, None, :] - ranks[:, :, None]  # (n, K, K): above 0 where the row's player has the better rank
     return np.where(np.isnan(difference), np.nan, (np.sign(difference) + 1) / 2)
 
 
-def bradley_terry(wins: np.ndarray, steps: int = 1000, tolerance: float = 1e-7) -> np.ndarray:
+def bradley_terry(wins: np.ndarray) -> np.ndarray:
     """Ratings (..., K) in Elo points with player 0 at 0, from wins (..., K, K): [i, j] counts i's wins over j.
 
-    P(i beats j) = s_i / (s_i + s_j) (Bradley and Terry 1952), fitted by Hunter's MM algorithm (2004, Annals of
-    Statistics 32). Each pair is given one drawn game beforehand, so that who never won has a rating, too. NaN for all
-    where nobody played.
+    P(i beats j) = sigmoid(r_i - r_j) (Bradley and Terry 1952), fitted by maximum likelihood. Each pair is given one
+    drawn game more than was played, so that a player who never won has a rating, too. NaN for all if nobody played.
     """
     players = wins.shape[-1]
-    played = wins.sum((-1, -2), keepdims=True)[..., 0] > 0  # (..., 1)
-    others = 1 - np.eye(players)
-    wins = (wins + 0.5) * others
-    games = wins + wins.swapaxes(-1, -2)  # (..., K, K)
-    strength = np.ones(wins.shape[:-1])  # (..., K)
-    for _ in range(steps):
-        expected = (games / (strength[..., :, None] + strength[..., None, :])).sum(-1)  # (..., K)
-        updated = wins.sum(-1) / expected
-        updated = updated / updated[..., :1]
-        change = np.abs(np.log(updated / strength)).max()
-        strength = updated
-        if change < tolerance:
-            break
-    return np.where(played, ELO * np.log(strength), np.nan)
+    played = wins.sum((-1, -2)) > 0  # (...,)
+    games = (wins + 0.5) * (1 - np.eye(players))
+    games = (games / games.sum((-1, -2), keepdims=True)).reshape(-1, players, players)  # (M, K, K), M problems at once
+
+    def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
+        ratings = np.pad(free.reshape(len(games), players - 1), ((0, 0), (1, 0)))  # (M, K)
+        difference = ratings[:, :, None] - ratings[:, None, :]  # (M, K, K)
+        surprise = games * expit(-difference)  # (M, K, K)
+        gradient = surprise.sum(1) - surprise.sum(2)  # (M, K)
+        return -(games * log_expit(difference)).sum(), gradient[:, 1:].ravel()
+
+    start = np.zeros(len(games) * (players - 1))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 10_000, "ftol": 1e-13, "gtol": 1e-6})
+    ratings = np.pad(found.x.reshape(len(games), players - 1), ((0, 0), (1, 0))).reshape(wins.shape[:-1])
+    return np.where(played[..., None], ELO * ratings, np.nan)
 
 
 def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray, steps: int = 12) -> np.ndarray:
-    """The win rate that would be if both sides were of the same length: one for each resample, (S,).
+    """The win rate that would result if both sides had the same length: one for each resample, (S,).
 
     A logistic regression of wins on tanh(difference of lengths / its standard deviation), read at a difference of 0
     (Dubois et al. 2024, arXiv 2404.04475, without their term for a prompt's difficulty: there is one pair of models).

@@ -17,8 +17,12 @@ from typing import Any
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.files import replacing
-from rlhf_mini.evaluation import evaluate, overopt
+from rlhf_mini.evaluation import evaluate
+from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import DECIMAL, TITLES, spent
+from rlhf_mini.evaluation.overopt import curves
+from rlhf_mini.evaluation.tables import decimal
+from rlhf_mini.evaluation.tables import percent as percent_of
 from rlhf_mini.world.gold import WEIGHTS
 
 BIN = ".venv/bin/"  # where the Makefile puts the Python that has everything
@@ -50,13 +54,13 @@ def main() -> None:
     arguments = parser.parse_args()
     summaries = [read(arguments.runs_dir / name) for name in arguments.runs]
     make = f"python -m rlhf_mini.evaluation.evaluate --runs {','.join(arguments.runs)} --out {arguments.evaluate}"
-    together = evaluate.read(arguments.evaluate, make)
+    together = evaluate.read_evaluation(arguments.evaluate, make)
     if together["runs"] != arguments.runs or "win_rates" not in together:
         raise UserError(f"{arguments.evaluate} is not of these runs together: run `{make}`")
     for name, summary in zip(arguments.runs, summaries, strict=True):
         if together["provenance"][name]["checkpoints"] != summary["provenance"]["checkpoints"]:
             raise UserError(f"{name} was made again since {arguments.evaluate} was measured: run `{make}`")
-    study = overopt.read(arguments.overopt)
+    study = curves.read_study(arguments.overopt)
     made = [summary["provenance"]["checkpoints"]["ppo"]["sha256"] for summary in summaries]
     if study and study["provenance"]["ppo_sha256"] not in made:
         console.print(f"results: {arguments.overopt} is of none of these runs and left out: run `make overopt`")
@@ -116,7 +120,7 @@ def page(
         "## Who beats whom",
         "Means over the seeds, with intervals over prompts and seeds, which with three seeds are rather too narrow "
         "([evaluation.md](evaluation.md)); a tie counts one half. The reward model judges "
-        "its own run only, and PPO was trained to please it. At equal length: what the win rate would be if both sides "
+        "its own run only, and PPO was trained to please it. Length-controlled: the win rate if both sides "
         "were equally long (Dubois et al. 2024).",
         pairs_table(together),
         "Bradley-Terry ratings over all pairs of these checkpoints, in Elo points over the base:",
@@ -141,7 +145,7 @@ def against_targets(seeds: Sequence[str], summaries: Sequence[dict[str, Any]]) -
         rows.append([title, target, *cells, verdict])
     below = [", ".join(summary["use_cases_below_sft"]) or "none" for summary in summaries]
     rows.append(["use cases with PPO's gold below SFT's", "none", *below, verdict_of(all(b == "none" for b in below))])
-    seconds, memory = zip(*map(spent, summaries), strict=True)
+    seconds, memory = zip(*(spent(summary["cost"]) for summary in summaries), strict=True)
     rows.append(["SFT, RM and PPO together, s", "at most 300", *(f"{s:.0f}" for s in seconds),
                  verdict_of(max(seconds) <= 300)])  # fmt: skip
     rows.append(["their peak memory, MB", "at most 1500", *(str(m) for m in memory), verdict_of(max(memory) <= 1500)])
@@ -181,27 +185,30 @@ def command_of(together: dict[str, Any]) -> str:
 
 def pairs_table(together: dict[str, Any]) -> str:
     rows = []
-    for pair, title in evaluate.PAIRS.items():
-        for judge, name in evaluate.JUDGES.items():
+    for pair, title in PAIRS.items():
+        for judge, name in JUDGES.items():
             wins, controlled = (together[key][judge][pair] for key in ("win_rates", "length_controlled"))
-            rows.append([title, name, spread(wins, percent), spread(controlled, percent)])
-    return table(["", "judge", "win rate", "at equal length"], rows)
+            rows.append([title, name, with_interval(wins, percent), with_interval(controlled, percent)])
+    return table(["", "judge", "win rate", "length-controlled"], rows)
 
 
 def ratings_table(together: dict[str, Any]) -> str:
     ratings = together["bradley_terry"]
     rows = [
-        [player, *(spread(ratings[judge][player], lambda x: "-" if x is None else f"{x:.0f}") for judge in ratings)]
+        [
+            player,
+            *(with_interval(ratings[judge][player], lambda x: "-" if x is None else f"{x:.0f}") for judge in ratings),
+        ]
         for player in ratings["gold"]
     ]
-    return table(["", *(evaluate.JUDGES[judge] for judge in ratings)], rows)
+    return table(["", *(JUDGES[judge] for judge in ratings)], rows)
 
 
 def probes_table(together: dict[str, Any]) -> str:
     rows = []
     for probe in together["probes"].values():
         form = percent if probe["unit"] == "share" else decimal
-        stages = [spread(probe["stages"][stage], form) for stage in ("base", "sft", "ppo")]
+        stages = [with_interval(probe["stages"][stage], form) for stage in ("base", "sft", "ppo")]
         rows.append([probe["title"], probe["how"], f"{probe['better']} is better", str(probe["prompts"]), *stages])
     return table(["", "what counts", "", "prompts or names", "base", "SFT", "PPO"], rows)
 
@@ -220,19 +227,19 @@ def over_optimisation(study: dict[str, Any]) -> list[str]:
     ]
     for scenario in study["scenarios"]:
         rows = []
-        for title, curve in overopt.curves(scenario):
+        for title, curve in curves.titled(scenario):
             last, fit = curve["points"][-1], curve["fit"]["gold"]
             peak = max(curve["points"], key=lambda point: point["gold"]["mean"])
             ends = [f"{p['gold']['mean']:+.2f} at d {math.sqrt(max(p['kl'], 0)):.2f}" for p in (peak, last)]
             fitted = f"{decimal(fit['a'])}, {decimal(fit['b'])}, {decimal(fit['rmse'])}, {decimal(fit['r2'])}"
             scores = f"{peak['proxy']['mean']:+.2f}, {last['proxy']['mean']:+.2f}"
-            rows.append([title, *ends, spread(curve["fall"], decimal), scores, fitted])
+            rows.append([title, *ends, with_interval(curve["fall"], decimal), scores, fitted])
         head = ["", "highest gold", "gold at the end", "fall", "RM score at both", "fit: a, b, error, R2"]
         parts += [f"Against {scenario['title']}. {scenario['what']}", table(head, rows)]
     return parts
 
 
-def spread(figure: dict[str, Any], form: Callable[[Any], str]) -> str:
+def with_interval(figure: dict[str, Any], form: Callable[[Any], str]) -> str:
     """A mean with its interval."""
     return f"{form(figure['mean'])} ({form(figure['low'])} to {form(figure['high'])})"
 
@@ -246,12 +253,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return percent_of(value, digits=1, unit=" %")
 
 
 if __name__ == "__main__":

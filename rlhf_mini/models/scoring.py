@@ -1,272 +1,210 @@
 """What models say about given responses: reward-model scores, per-token values, log-probabilities.
 
-Sequences are prompt + response, right-padded, without a gap between the two. The models see their real tokens only
-(packing.py), so every token has the position it has in an unpadded text, and no padding is ever computed.
+A row is a prompt and its response, without a gap. The models see rows laid end to end (rows.py), so every token has the
+position it has in a text of its own, and no padding is computed.
 
-Shapes: B rows, T prompt + response (right-padded), R response, N tokens of a batch, V vocabulary.
+Shapes: B rows, n tokens of their responses end to end, N tokens of prompts and responses, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.core.examples import Messages, Response
-from rlhf_mini.models.packing import Rows, packed
+from rlhf_mini.core.examples import Response
+from rlhf_mini.models.forward import Forward, forward_pass
 from rlhf_mini.models.parallel import in_parallel
-from rlhf_mini.models.sampling import context_length, encode_prompts, encode_response
+from rlhf_mini.models.rows import Rows
+from rlhf_mini.models.text import EncodedPrompt, response_ids
 
 # Rows in one forward pass. On a CPU small passes stay in its caches; a GPU wants more.
 BUCKET_SIZE = 16
 
-
-def right_pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns input_ids (B, T) long and attention_mask (B, T) long, 1 on real tokens."""
-    width = max(len(sequence) for sequence in sequences)
-    input_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.long)  # (B, T)
-    attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)  # (B, T)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        attention_mask[row, : len(sequence)] = 1
-    return input_ids, attention_mask
+Ids = Sequence[int]
 
 
-def in_length_buckets(
-    forward: Callable[[torch.Tensor], torch.Tensor], attention_mask: torch.Tensor, bucket_size: int
-) -> torch.Tensor:
-    """Runs `forward(rows)` on rows of like length together: attention pads its rows, and a pass fits into the caches.
+class Inputs(NamedTuple):
+    """Prompts and responses, as a forward pass takes them."""
 
-    Without gradients the buckets are run in parallel. With them, their caller knows better what goes together.
+    ids: Tensor  # (N,)
+    rows: Rows
+    response: Tensor  # (n,): where the response tokens are among the N
 
-    Args:
-        forward: takes row indices (b,), returns a tensor of b rows.
-        attention_mask: (B, T), right-padded.
-        bucket_size: rows in one forward pass; it changes the time and the memory, not the result.
+
+class Logprobs(NamedTuple):
+    """Of each response token under a model, responses end to end."""
+
+    logprobs: Tensor  # (n,) in nats
+    entropy: Tensor  # (n,) in nats, of the distribution that the token was drawn from; without gradient
+
+
+def lay_out(prompts: Sequence[Ids], responses: Sequence[Ids], device: torch.device) -> Inputs:
+    """Lays the rows end to end."""
+    both = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    rows = Rows([len(row) for row in both], device=device)
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
+    is_response = rows.position_ids >= prompt_lengths.repeat_interleave(rows.lengths)  # (N,)
+    return Inputs(
+        torch.tensor([token for row in both for token in row], device=device), rows, is_response.nonzero()[:, 0]
+    )
+
+
+def in_buckets(
+    one_pass: Callable[[Sequence[Ids], Sequence[Ids]], Sequence[Tensor]],
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    bucket_size: int,
+) -> list[Tensor]:
+    """Runs `one_pass(prompts, responses)` on `bucket_size` rows of similar length at a time.
+
+    Attention pads its rows, and a small pass fits into the caches. Without gradients the passes run in parallel; with
+    them, the caller knows better what goes together.
 
     Returns:
-        (B, ...): `forward`'s rows, put back into the order of the batch. Gradients flow through.
+        B tensors, what `one_pass` gives for each row, in the order of the rows. Gradients flow through.
     """
-    if not bool(attention_mask[:, 0].all()):
-        raise ValueError("a row begins with padding: these sequences are to be padded on the right")
     # Longest first: in parallel, short ones then fill what is left of the time.
-    order = attention_mask.sum(-1).argsort(stable=True, descending=True)  # (B,)
-    tasks = [partial(forward, rows) for rows in order.split(bucket_size)]
-    outputs = [task() for task in tasks] if torch.is_grad_enabled() else in_parallel(*tasks)
-    return torch.cat(outputs)[order.argsort()]
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(responses[row]))
+    buckets = [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
+    passes = [partial(one_pass, [prompts[r] for r in bucket], [responses[r] for r in bucket]) for bucket in buckets]
+    outputs = [each() for each in passes] if torch.is_grad_enabled() else in_parallel(*passes)
+    by_row = dict(zip(order, (row for output in outputs for row in output), strict=True))
+    return [by_row[row] for row in range(len(prompts))]
 
 
-def token_values(
-    value_model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    wanted: torch.Tensor,
-    bucket_size: int = BUCKET_SIZE,
-) -> torch.Tensor:
-    """The scalar head of a ...ForSequenceClassification model, read at the `wanted` positions.
-
-    Args:
-        input_ids, attention_mask: (B, T), right-padded.
-        wanted: (B, T) bool, True on real tokens only.
-
-    Returns:
-        (B, T) float32, minus `config.reward_mean`, the constant that puts demonstrations at 0 (absent: 0);
-        0 where not wanted.
-    """
-    lengths = attention_mask.sum(-1)  # (B,)
-    mean = getattr(value_model.config, "reward_mean", 0.0)
-
-    def forward(rows: torch.Tensor) -> torch.Tensor:
-        layout = Rows(lengths[rows])
-        keep = layout.pack(wanted[rows]).nonzero().squeeze(-1)  # (n,)
-        values = read(layout.pack(input_ids[rows]), layout, keep).squeeze(-1)  # (n,)
-        empty = values.new_zeros(wanted[rows].shape, dtype=torch.float32)  # (b, T)
-        return empty.masked_scatter(wanted[rows], values.float() - mean)
-
-    with packed(value_model) as read:
-        return in_length_buckets(forward, attention_mask, bucket_size)
-
-
-def score(
-    reward_model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, bucket_size: int = BUCKET_SIZE
-) -> torch.Tensor:
-    """The reward model's score of each sequence: its scalar at the last real token, minus `config.reward_mean`.
-
-    Args:
-        input_ids, attention_mask: (B, T), right-padded.
-
-    Returns:
-        (B,) float32, in units of the reward model's logit.
-    """
-    last = attention_mask.sum(-1, keepdim=True) - 1  # (B, 1)
-    wanted = torch.zeros_like(attention_mask, dtype=torch.bool).scatter(1, last, True)  # (B, T)
-    return token_values(reward_model, input_ids, attention_mask, wanted, bucket_size).sum(-1)
-
-
-def response_values(
-    value_model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
-    bucket_size: int = BUCKET_SIZE,
-) -> torch.Tensor:
-    """The value before each response token is emitted: read where that token's logits are, one position earlier.
-
-    Args:
-        input_ids, attention_mask: (B, T), right-padded; the response is the last `response_mask.sum(-1)` real tokens.
-        response_mask: (B, R), True on response tokens, contiguous from column 0.
-
-    Returns:
-        (B, R) float32, 0 where masked.
-    """
-    lengths = attention_mask.sum(-1, keepdim=True)  # (B, 1)
-    first = lengths - response_mask.sum(-1, keepdim=True) - 1  # (B, 1): the prompt's last token
-    position = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
-    wanted = (position >= first) & (position < lengths - 1)  # (B, T)
-    values = token_values(value_model, input_ids, attention_mask, wanted, bucket_size)  # (B, T)
-    empty = values.new_zeros(response_mask.shape)  # (B, R)
-    return empty.masked_scatter(response_mask, values.masked_select(wanted))
+# --- log-probabilities -----------------------------------------------------------------------------------------------
 
 
 def response_logprobs(
     model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
     temperature: float = 1.0,
     bucket_size: int = BUCKET_SIZE,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Logprobs:
     """Log-probability of each response token, and the entropy of the distribution it was drawn from.
-
-    Only the logits that predict a response token are computed (`logits_to_keep`): one row of V for each of them.
 
     Args:
         model: a causal language model, in eval mode.
-        input_ids, attention_mask: (B, T), right-padded; the response is the last `response_mask.sum(-1)` real tokens.
-        response_mask: (B, R), True on response tokens, contiguous from column 0.
+        prompts, responses: B lists of token ids each.
         temperature: divides the logits, as it did when the response was sampled.
-
-    Returns:
-        logprobs (B, R) and entropy (B, R) in nats, both float32 and 0 where masked; the entropy carries no gradient.
+        bucket_size: rows in one forward pass; it changes the time and the memory, not the result.
     """
-    lengths = attention_mask.sum(-1)  # (B,)
-    first = lengths - response_mask.sum(-1)  # (B,): where the response begins
-
-    def forward(rows: torch.Tensor) -> torch.Tensor:
-        layout = Rows(lengths[rows])
-        ids = layout.pack(input_ids[rows])  # (N,)
-        # The logits that predict a token stand one position before it.
-        targets = (layout.position_ids >= first[rows].repeat_interleave(lengths[rows])).nonzero().squeeze(-1)  # (n,)
-        logits = read(ids, layout, keep=targets - 1)  # (n, V)
-        log_distribution = (logits.float() / temperature).log_softmax(-1)  # (n, V)
-        logprobs = log_distribution.gather(-1, ids[targets].unsqueeze(-1))  # (n, 1)
-        with torch.no_grad():  # only looked at, never trained on
-            entropy = -(log_distribution.exp() * log_distribution).sum(-1, keepdim=True)  # (n, 1)
-        mask = response_mask[rows]  # (b, R)
-        both = logprobs.new_zeros((*mask.shape, 2))  # (b, R, 2)
-        return both.masked_scatter(mask.unsqueeze(-1), torch.cat([logprobs, entropy], dim=-1))
-
-    with packed(model) as read:
-        both = in_length_buckets(forward, attention_mask, bucket_size)  # (B, R, 2)
-    return both[..., 0], both[..., 1].detach()
+    with forward_pass(model) as forward:
+        one_pass = partial(_logprobs_of_rows, forward, model.device, temperature)
+        both = torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))  # (n, 2)
+    return Logprobs(logprobs=both[:, 0], entropy=both[:, 1].detach())
 
 
-def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Plain texts as the base model reads them: an end of text before and after each, no chat template, cut to fit."""
-    eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[eos, *ids, eos][: context_length(model)] for ids in encoded]
+def _logprobs_of_rows(
+    forward: Forward, device: torch.device, temperature: float, prompts: Sequence[Ids], responses: Sequence[Ids]
+) -> Sequence[Tensor]:
+    """One forward pass: (r, 2) for each row of r response tokens, log-probability and entropy."""
+    ids, rows, response = lay_out(prompts, responses, device)
+    logits = forward(ids, rows, keep=response - 1)  # (n, V): what predicts a token is one position before it
+    log_distribution = (logits.float() / temperature).log_softmax(-1)  # (n, V)
+    logprobs = log_distribution.gather(-1, ids[response].unsqueeze(-1))  # (n, 1)
+    with torch.no_grad():  # for logging only
+        entropy = -(log_distribution.exp() * log_distribution).sum(-1, keepdim=True)  # (n, 1)
+    return torch.cat([logprobs, entropy], dim=-1).split([len(row) for row in responses])
 
 
-def text_loss(model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE) -> torch.Tensor:
-    """Mean of -log p(token | those before it) over the tokens of encoded texts, but their first: a scalar, in nats."""
-    logprobs, mask = text_logprobs(model, texts, bucket_size)
-    return -logprobs.sum() / mask.sum()
+def sequence_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Response],
+    temperature: float = 1.0,
+) -> list[float]:
+    """log p(response | prompt) of each response, summed over its tokens, in nats.
+
+    The mean difference between a policy and its reference, over the policy's own samples, estimates their KL.
+    """
+    encoded = [response_ids(tokenizer, response) for response in responses]
+    with torch.no_grad():
+        found = response_logprobs(model, [prompt.ids for prompt in prompts], encoded, temperature)
+    return Rows([len(ids) for ids in encoded], device=model.device).sum(found.logprobs).tolist() if encoded else []
 
 
-def text_logprobs(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], bucket_size: int = BUCKET_SIZE
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p of each token of B encoded texts but their first, and which of them are real: (B, T - 1) each."""
-    input_ids, attention_mask = right_pad(texts, 0)  # (B, T)
-    input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-    mask = attention_mask[:, 1:].bool()  # (B, T - 1): all but the first token are a response to it
-    logprobs, _ = response_logprobs(model, input_ids, attention_mask, mask, bucket_size=bucket_size)
-    return logprobs, mask
+def text_loss(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:
+    """LM loss: the mean of -log p(token | those before it) over all tokens but the first of each text, in nats."""
+    return -text_logprobs(model, texts, bucket_size).mean()
+
+
+def text_logprobs(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:
+    """log p of each token of B encoded texts but their first, texts end to end: (n,)."""
+    first, rest = [text[:1] for text in texts], [text[1:] for text in texts]  # all tokens are a response to the first
+    return response_logprobs(model, first, rest, bucket_size=bucket_size).logprobs
+
+
+# --- scores and values -----------------------------------------------------------------------------------------------
+
+
+def reward_scores(
+    reward_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], bucket_size: int = BUCKET_SIZE
+) -> Tensor:
+    """The reward model's score of each response: its scalar at the last token, minus `config.reward_mean`: (B,)."""
+    with forward_pass(reward_model) as forward:
+        one_pass = partial(_values_of_rows, forward, reward_model, True)
+        return torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))
+
+
+def response_values(
+    value_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], bucket_size: int = BUCKET_SIZE
+) -> Tensor:
+    """The value before each response token, responses end to end: read one position earlier, like its logits: (n,)."""
+    with forward_pass(value_model) as forward:
+        one_pass = partial(_values_of_rows, forward, value_model, False)
+        return torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))
+
+
+def _values_of_rows(
+    forward: Forward, model: PreTrainedModel, at_last_token: bool, prompts: Sequence[Ids], responses: Sequence[Ids]
+) -> Sequence[Tensor]:
+    """One forward pass of a model with a scalar head: for each row its score (1,) or its response's values (r,).
+
+    `config.reward_mean`, the constant that puts demonstrations at 0, is subtracted (absent: 0).
+    """
+    ids, rows, response = lay_out(prompts, responses, model.device)
+    values = forward(ids, rows, keep=rows.last if at_last_token else response - 1)  # (B or n, 1)
+    values = values.squeeze(-1).float() - getattr(model.config, "reward_mean", 0.0)
+    return values.split([1 if at_last_token else len(row) for row in responses])
+
+
+def score_texts(
+    reward_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Response],
+    batch_size: int = 64,
+) -> list[float]:
+    """The reward model's score of each response to its prompt, `batch_size` rows of similar length at a time.
+
+    A response that came as text is encoded.
+    """
+    pairs = [(p.ids, response_ids(tokenizer, r)) for p, r in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(pairs)), key=lambda row: len(pairs[row][0]) + len(pairs[row][1]))
+    scores = [0.0] * len(pairs)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with torch.no_grad():
+            batch = reward_scores(reward_model, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
+        for row, score in zip(rows, batch.tolist(), strict=True):
+            scores[row] = score
+    return scores
 
 
 def with_scalar_head(path: Path, seed: int) -> PreTrainedModel:
-    """A language model's checkpoint, with a linear map of its last hidden state to one number for the vocabulary's."""
+    """A language model's checkpoint with its vocabulary head replaced by a linear map to one number.
+
+    The head starts with a standard deviation of 1 / sqrt(d + 1) (Stiennon et al. 2020, arXiv 2009.01325, B.1).
+    """
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
     head = model.score.weight  # (1, d)
     torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
     return model
-
-
-def _join(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages], responses: Sequence[Response]
-) -> list[tuple[list[int], list[int]]]:
-    """Prompt tokens and response tokens of each pair; a response without tokens (it came as text) is encoded."""
-    encoded = encode_prompts(tokenizer, prompts)
-    return [
-        (prompt, response.ids or encode_response(tokenizer, response.text, response.ended))
-        for prompt, response in zip(encoded, responses, strict=True)
-    ]
-
-
-@torch.no_grad()
-def score_texts(
-    reward_model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Messages],
-    responses: Sequence[Response],
-    batch_size: int = 64,
-) -> list[float]:
-    """The reward model's score of each response to the prompt beside it, in the order given."""
-    sequences = [prompt + response for prompt, response in _join(tokenizer, prompts, responses)]
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    scores = [0.0] * len(sequences)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        input_ids, attention_mask = right_pad([sequences[index] for index in indices], tokenizer.pad_token_id)
-        values = score(reward_model, input_ids.to(reward_model.device), attention_mask.to(reward_model.device))
-        for index, value in zip(indices, values.tolist(), strict=True):
-            scores[index] = value
-    return scores
-
-
-@torch.no_grad()
-def sequence_logprobs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Messages],
-    responses: Sequence[Response],
-    temperature: float = 1.0,
-    batch_size: int = 64,
-) -> list[float]:
-    """log p(response | prompt) under the model, summed over the response's tokens, in nats, in the order given.
-
-    The mean of the difference between a policy and its reference, over the policy's own samples, estimates their KL.
-    """
-    pairs = _join(tokenizer, prompts, responses)
-    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
-    sums = [0.0] * len(pairs)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        input_ids, attention_mask = right_pad(
-            [pairs[index][0] + pairs[index][1] for index in indices], tokenizer.pad_token_id
-        )
-        _, response_mask = right_pad([pairs[index][1] for index in indices], tokenizer.pad_token_id)
-        logprobs, _ = response_logprobs(
-            model,
-            input_ids.to(model.device),
-            attention_mask.to(model.device),
-            response_mask.bool().to(model.device),
-            temperature,
-            batch_size,
-        )
-        for index, value in zip(indices, logprobs.sum(-1).tolist(), strict=True):
-            sums[index] = value
-    return sums

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_mini.core.console import track
 from rlhf_mini.core.examples import Messages, Response
-from rlhf_mini.evaluation.compare import spread
+from rlhf_mini.evaluation.answers import STAGES, mixed
 from rlhf_mini.report.cost import STAGE_TITLES
 from rlhf_mini.world.gold import WEIGHTS
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds; mistakes on the comm
 T = TypeVar("T")
 Row = dict[str, Any]  # a line of compare.jsonl
 
-COMPARED = ("base", "sft", "ppo")  # the stages that respond, in the order of training
 # Limits in bytes of JSON. With both reached, the page stays under 3 MB; the mini world needs 1.2 MB and 0.3 MB.
 MAX_BYTES = {"prompts": 1_500_000, "looks": 900_000}
 
@@ -125,7 +124,7 @@ def pick(rows: Sequence[Row], number: int, seed: int) -> list[int]:
         return [index for _, index in sorted(found)[: number // 4]]
 
     index_of = {id(row): index for index, row in enumerate(rows)}
-    drawn = [index_of[id(row)] for row in spread(rows, len(rows), seed)]
+    drawn = [index_of[id(row)] for row in mixed(rows, lambda row: row.get("use_case"), len(rows), seed)]
     extremes = [0, *smallest(gain, -1), *smallest(gain, 1), *smallest(disagreement, -1)]
     return list(dict.fromkeys([*extremes, *drawn]))[:number]
 
@@ -199,7 +198,7 @@ def pack_explorer(rows: Sequence[Row], looks: Mapping[int, dict[str, Look]]) -> 
     packed = ((index, pack_prompt(rows[index], index)) for index in with_look_first)
     prompts = dict(fitting(packed, MAX_BYTES["prompts"]))
     return Explorer(
-        stages={name: STAGE_TITLES[name] for name in COMPARED},
+        stages={name: STAGE_TITLES[name] for name in STAGES},
         measures=measures,
         prompts=[dataclasses.replace(prompts[i], looks=fitting_looks.get(i, {})) for i in sorted(prompts)],
     )
@@ -213,7 +212,7 @@ def pack_prompt(row: Row, index: int) -> ShownPrompt:
         kind=row.get("kind") or "",
         novel=row.get("novel") or "",
         messages=[{"role": message["role"], "content": message["content"]} for message in row["prompt"]],
-        answers={stage: pack_answer(row["stages"][stage]) for stage in COMPARED},
+        answers={stage: pack_answer(row["stages"][stage]) for stage in STAGES},
         looks={},
     )
 

@@ -23,11 +23,11 @@ from rlhf_mini.core.checkpoints import Checkpoint, tool_command
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import plain, read_json, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
-from rlhf_mini.evaluation.compare import CompareOptions, find_checkpoints
-from rlhf_mini.evaluation.evaluate import JUDGES, PAIRS
+from rlhf_mini.evaluation.answers import JUDGES, PAIRS
+from rlhf_mini.evaluation.runs import find_checkpoints
 from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
-from rlhf_mini.report.explorer import COMPARED, Row, look_at, pack_explorer, pick
+from rlhf_mini.report.explorer import STAGES, Row, look_at, pack_explorer, pick
 from rlhf_mini.report.plots import Estimate
 from rlhf_mini.world.gold import WEIGHTS
 
@@ -57,7 +57,7 @@ def main() -> None:
 def write_report(settings: ReportOptions, command: str) -> Path:
     """Writes the page, all or nothing, and returns its path. UserError if an input is missing, damaged or outdated."""
     run_dir = settings.run_dir
-    checkpoints = find_checkpoints(CompareOptions(run=settings.run, runs_dir=settings.runs_dir, base=settings.base))
+    checkpoints = find_checkpoints(settings.run_dir, settings.base)
     rows = read_rows(run_dir)
     evaluated = read_evaluation(run_dir, checkpoints)
     overopt = read_overopt(run_dir, checkpoints)
@@ -88,7 +88,7 @@ def write_report(settings: ReportOptions, command: str) -> Path:
         checkpoints=checkpoints,
         provenance={"this page": {"command": command, "options": dataclasses.asdict(settings)}}
         | {file: content["provenance"] for file, content in measured.items() if "provenance" in content},
-        stages=COMPARED,
+        stages=STAGES,
         titles=STAGE_TITLES,
         judges=JUDGES,
         pairs=PAIRS,
@@ -112,7 +112,7 @@ def read_rows(run_dir: Path) -> list[Row]:
     rows = read_jsonl(run_dir / "compare.jsonl")
     if not rows:
         raise UserError(f"{run_dir} was not compared yet: {how_to(run_dir, 'compare')}")
-    if not all(row.get("prompt") and set(COMPARED) <= set(row.get("stages", {})) for row in rows):
+    if not all(row.get("prompt") and set(STAGES) <= set(row.get("stages", {})) for row in rows):
         raise UserError(f"{run_dir / 'compare.jsonl'} is damaged, or not written by this project: make it again")
     return rows
 
@@ -181,7 +181,7 @@ def summary(evaluated: dict[str, Any], reward: str = "") -> list[str]:
             f"response beats the base model's on {share(rates[judge].get('sft/base'))} and PPO's beats SFT's on "
             f"{share(rates[judge].get('ppo/sft'))}, judged by the {JUDGES[judge]}."
         )
-    base, sft, ppo = ((evaluated.get("stages", {}).get(stage) or {}) for stage in COMPARED)
+    base, sft, ppo = ((evaluated.get("stages", {}).get(stage) or {}) for stage in STAGES)
 
     def brief(estimate: Estimate | None) -> str:
         return number(estimate, interval=False)

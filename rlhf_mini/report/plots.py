@@ -15,8 +15,8 @@ from typing import Any, TypedDict
 
 from markupsafe import Markup
 
-from rlhf_mini.evaluation import overopt
-from rlhf_mini.evaluation.evaluate import JUDGES, PAIRS
+from rlhf_mini.evaluation.answers import JUDGES, PAIRS
+from rlhf_mini.evaluation.overopt.curves import BEST_OF_N, titled
 
 
 class Estimate(TypedDict, total=False):
@@ -141,7 +141,7 @@ def learning_curves(
 
 def over_optimization(scenario: dict[str, Any], number: int) -> dict[str, Any]:
     """Title and text of a scenario of overopt.json, and its plots of proxy and gold over sqrt(KL)."""
-    curves = [(title, curve, title != "best of n") for title, curve in overopt.curves(scenario)]
+    curves = [(title, curve, title != BEST_OF_N) for title, curve in titled(scenario)]
     if scenario.get("recipe"):
         own_rm = "" if scenario.get("name") == "default" else ", own RM"
         curves.append((f"this run's PPO{own_rm}", {"points": [scenario["recipe"]]}, True))

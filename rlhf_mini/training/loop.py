@@ -26,7 +26,7 @@ MAX_GRAD_NORM = 1.0
 
 
 class TrainingOptions(Protocol):
-    """The options that both stages have."""
+    """Options that both stages have."""
 
     seed: int
     num_train_epochs: float
@@ -49,12 +49,10 @@ Example = TypeVar("Example", bound=HasLength)
 
 
 class Objective(NamedTuple):
-    """What a batch gives."""
+    """The loss of a batch, a scalar, and scalars to log beside it."""
 
     loss: Tensor
-    """Scalar."""
     metrics: dict[str, Tensor] = {}  # noqa: RUF012 (never changed)
-    """Scalars to log beside the loss."""
 
 
 def train(
@@ -74,9 +72,11 @@ def train(
     """Trains `model` on batches of `examples`. Logs every step in `folder`/metrics.jsonl.
 
     Args:
-        objective: the loss of a batch. It decides what `model.training` should be, too.
+        model: in train mode if it is to have dropout, or else in eval mode.
+        objective: computes the loss of a batch.
+        resume: of this stage; `folder` is where the stage writes its files.
         saved: what `resume.load` returned; None starts from the beginning.
-        metrics: those known so far, for the saves and for the last good checkpoint.
+        metrics: those known before training, for the saves (`saved.state`) and for the last good checkpoint.
         provenance: the other arguments of `save_last_good`.
         show: returns a text to print every `show_every` steps (0: never).
 

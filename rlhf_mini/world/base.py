@@ -26,7 +26,7 @@ from rlhf_mini.core.checkpoints import save_checkpoint, writing
 from rlhf_mini.core.console import console, run, track
 from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import MetricsLog
-from rlhf_mini.models.sampling_next import sample
+from rlhf_mini.models.sampling import sample
 from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge

@@ -1,5 +1,6 @@
 """The knowledge of the mini world: the hand-written files in data/knowledge, parsed."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from rlhf_mini.core.console import UserError
+from rlhf_mini.core.files import sha256
 
 # Entities and phrasings come in three parts: those that every split uses, and those held out for one split alone.
 PARTS = ("seen", "validation", "test")
@@ -150,6 +152,13 @@ def _facts(folder: Path) -> tuple[dict[str, Relation], dict[str, Fact]]:
                 fact = Fact(relation, entity_name, part=held_out if position % 6 == 5 else "seen")
                 facts[fact.key] = fact
     return relations, facts
+
+
+def data_sha256() -> str:
+    """Checksum of data/knowledge, on which gold scores, labelers and probes depend."""
+    folder = DATA / "knowledge"
+    sums = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in sorted(folder.rglob("*.yaml"))]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 @cache

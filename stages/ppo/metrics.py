@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rlhf_mini.core.console import console
 from rlhf_mini.core.examples import read_prompts
-from rlhf_mini.models.sampling_next import respond
-from rlhf_mini.models.scoring_next import sequence_logprobs, text_loss
+from rlhf_mini.models.sampling import respond
+from rlhf_mini.models.scoring import sequence_logprobs, text_loss
 from rlhf_mini.models.text import check_prompt_lengths, encode_prompts, excerpt
 from stages.ppo import losses
 from stages.ppo.models import Batch, Models

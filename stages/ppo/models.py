@@ -13,7 +13,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.core.options import load_function
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.scoring_next import with_scalar_head
+from rlhf_mini.models.scoring import with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt
 from stages.ppo.options import PPOOptions
 from stages.ppo.rewards import Reward, of_function, of_model

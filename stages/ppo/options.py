@@ -16,6 +16,7 @@ class PPOOptions(RunOptions):
     """Options of `python -m stages.ppo`. B is `episodes`, the batch of one update."""
 
     # Where things are
+    seed: NonNegativeInt = option(0, "Seed of the order of prompts and of the sampling.")
     prompts: str = option("data/prompts/ppo.jsonl", "Prompts to train on.")
     validation_prompts: str = option(
         "data/prompts/validation.jsonl", "Prompts that the finished policy is measured on."

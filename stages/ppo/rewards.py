@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Response
-from rlhf_mini.models.scoring_next import score_texts
+from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import EncodedPrompt
 
 Reward = Callable[[Sequence[EncodedPrompt], Sequence[Response]], list[float]]

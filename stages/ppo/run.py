@@ -172,7 +172,7 @@ class PPORun:
             self.save()
 
     def log_rollout(self, batch: Batch) -> None:
-        """Logs a rollout and keeps a copy of the policy that sampled it. Fault, or a warning, if that policy is lost."""
+        """Logs a rollout and keeps a copy of its policy. Fault, or a warning, if that policy is lost."""
         self.batch = batch
         logged = metrics.rollout_metrics(batch, self.options, self.learner.kl_coef)
         if not all(math.isfinite(value) for value in logged.values()):

@@ -29,9 +29,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlhf_mini.models import sampling_next as sampling
-from rlhf_mini.models import scoring_next as scoring
-from rlhf_mini.models import text
+from rlhf_mini.models import sampling, scoring, text
 from rlhf_mini.models.parallel import in_parallel
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.text import EncodedPrompt

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Prompt, Ranking, Response
 from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, bootstrap_interval
-from rlhf_mini.models.scoring_next import score_texts
+from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import EncodedPrompt
 
 TITLES = {

@@ -12,6 +12,8 @@ from rlhf_mini.core.options import RunOptions, option, options
 class RMOptions(RunOptions):
     """Defaults are for the mini world."""
 
+    seed: NonNegativeInt = option(0, "Seed of the samples, of who ranks what, of the head and of the order.")
+
     rankings: str = option(
         "", "JSONL of rankings to train on, people's for example, instead of sampling and ranking anew."
     )

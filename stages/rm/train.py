@@ -46,8 +46,8 @@ from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.sampling_next import respond
-from rlhf_mini.models.scoring_next import score_texts, with_scalar_head
+from rlhf_mini.models.sampling import respond
+from rlhf_mini.models.scoring import score_texts, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
 from rlhf_mini.training.loop import Objective, train
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table

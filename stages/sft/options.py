@@ -12,6 +12,8 @@ from rlhf_mini.core.options import RunOptions, option, options
 class SFTOptions(RunOptions):
     """Defaults are for the mini world and a model of a million parameters."""
 
+    seed: NonNegativeInt = option(0, "Seed of the split, the order of examples and the shown samples.")
+
     base: str = option("data/base", "The pretrained checkpoint to start from.")
     demonstrations: str = option("data/demonstrations.jsonl", "JSONL of demonstrations: prompt and completion.")
     validation_share: Annotated[float, Gt(0), Lt(1)] = option(

@@ -37,8 +37,8 @@ from rlhf_mini.core.examples import Demonstration, read_demonstrations
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
-from rlhf_mini.models.sampling_next import respond
-from rlhf_mini.models.scoring_next import lay_out
+from rlhf_mini.models.sampling import respond
+from rlhf_mini.models.scoring import lay_out
 from rlhf_mini.models.text import context_length, encode_prompts, encode_response, excerpt
 from rlhf_mini.training.loop import Objective, train
 from stages.sft.options import SFTOptions

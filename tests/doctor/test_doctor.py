@@ -23,7 +23,6 @@ from rlhf_mini.doctor.__main__ import diagnose
 from rlhf_mini.doctor.checks import Finding
 from rlhf_mini.doctor.outputs import Estimate
 from rlhf_mini.evaluation.compare import CompareOptions, compare
-from rlhf_mini.training.trainer import trainer_settings
 from stages.ppo import train
 from stages.ppo.models import Models, load_models
 from stages.ppo.options import PPOOptions
@@ -296,9 +295,7 @@ def test_learning_rate_that_never_moved(run: Path, rate: float, monkeypatch: pyt
 
 
 def test_learning_rate_of_sft_that_never_moved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constant = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
-    settings = "stages.sft.train.trainer_settings"
-    monkeypatch.setattr(settings, lambda *arguments: trainer_settings(*arguments) | constant)
+    monkeypatch.setattr("rlhf_mini.training.loop.warmup_cosine", lambda *_, **__: 1.0)
     train_sft(sft_options(run.parent.parent))
     said = doctor(run)
     assert "fail learning rate 0.01 to 0.01: the learning rate never changed" in said["sft"]

@@ -133,7 +133,9 @@ def test_logprobs_and_entropy(policy: PreTrainedModel, temperature: float, bucke
 def test_the_loss_on_texts_is_the_models_own(policy: PreTrainedModel) -> None:
     """Each token but a text's first, every token of all texts weighing the same."""
     sums, tokens = 0.0, 0
-    for text, logprobs in zip(SEQUENCES, text_logprobs(policy, SEQUENCES).split([len(t) - 1 for t in SEQUENCES]), strict=True):
+    for text, logprobs in zip(
+        SEQUENCES, text_logprobs(policy, SEQUENCES).split([len(t) - 1 for t in SEQUENCES]), strict=True
+    ):
         own = policy(torch.tensor([text]), labels=torch.tensor([text])).loss.item()
         assert -logprobs.mean().item() == pytest.approx(own, abs=1e-5)
         sums, tokens = sums + own * (len(text) - 1), tokens + len(text) - 1

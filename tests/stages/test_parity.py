@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 
-from rlhf_mini.models import scoring_next as scoring
+from rlhf_mini.models import scoring
 from rlhf_mini.models.rows import Rows
 from stages.ppo import losses
 

@@ -27,9 +27,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_mini.core.examples import Response
-from rlhf_mini.models import sampling_next as sampling
-from rlhf_mini.models import scoring_next as scoring
-from rlhf_mini.models import text
+from rlhf_mini.models import sampling, scoring, text
 from rlhf_mini.models.rows import Rows
 from stages.ppo import losses, train
 from stages.ppo.models import Models

@@ -22,7 +22,7 @@ from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.core.files import sha256, write_jsonl
 from rlhf_mini.core.options import parse_options
-from rlhf_mini.models import scoring_next as scoring
+from rlhf_mini.models import scoring
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts
 from stages.ppo import losses, metrics, rewards, train
 from stages.ppo import run as ppo_run

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rlhf_mini.core.examples import Response, read_rankings
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.core.rankings import Count, pairs
-from rlhf_mini.models.scoring_next import reward_scores, score_texts, with_scalar_head
+from rlhf_mini.models.scoring import reward_scores, score_texts, with_scalar_head
 from rlhf_mini.models.text import encode_prompts
 from stages.rm.agreement import summary
 from stages.rm.loss import k_wise_loss
@@ -29,14 +30,14 @@ from stages.sft.train import train_sft
 class LikesLength:
     name = "toy"
 
-    def rank(self, record, responses):
+    def rank(self, example, responses):
         return [1 + sum(len(other.text) > len(one.text) for other in responses) for one in responses]
 
 
 class CannotJudge:
     name = "helpless"
 
-    def rank(self, record, responses):
+    def rank(self, example, responses):
         raise UserError("this labeler cannot judge this prompt")
 
 
@@ -48,8 +49,12 @@ def helpless_labelers():
     return [CannotJudge()]
 
 
-def prompt(number: int, **keys) -> dict:
+def prompt(number: int, **keys: Any) -> Any:
     return {"id": f"p-{number}", "prompt": [{"role": "user", "content": f"Say {number}"}], **keys}
+
+
+def ranking(number: int, responses: list[str], ranks: list[int], **keys: Any) -> Any:
+    return prompt(number, responses=responses, ranks=ranks, **keys)
 
 
 def text(rng: random.Random) -> str:
@@ -58,7 +63,7 @@ def text(rng: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def world(_nano_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with records, and an SFT checkpoint whose responses differ in length."""
+    """A folder with examples, and an SFT checkpoint whose responses differ in length."""
     folder = tmp_path_factory.mktemp("rm")
     rng = random.Random(0)
     completions = [[{"role": "assistant", "content": text(rng)}] for _ in range(300)]
@@ -119,11 +124,11 @@ def test_learns_the_labelers_taste(world, capsys):
 
     rankings = read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl")
     assert len(rankings) == metrics["rankings"] > 100
-    for ranking in rankings:
-        responses = list(zip(ranking["responses"], ranking["ended"], strict=True))
+    for each in rankings:
+        responses = list(zip(each["responses"], each["ended"], strict=True))
         assert 2 <= len(set(responses)) == len(responses) <= 4
-        assert ranking["ranks"] == LikesLength().rank(ranking, [Response(*one) for one in responses])
-        assert ranking["id"].startswith("p-") and ranking["labeler"] == "toy"
+        assert each["ranks"] == LikesLength().rank(each, [Response(*one) for one in responses])
+        assert each["id"].startswith("p-") and each["labeler"] == "toy"
 
 
 def test_the_checkpoint_loads_plainly_and_demonstrations_score_0(world):
@@ -143,8 +148,8 @@ def test_the_checkpoint_loads_plainly_and_demonstrations_score_0(world):
     padded = torch.tensor([[5, 6, 7, pad, pad], [5, 6, 7, 8, 9]])
     with torch.no_grad():
         logits = model(padded, attention_mask=(padded != pad).long()).logits.squeeze(-1)
-        scores = reward_scores(model, [[5], [5, 6, 7]], [[6, 7], [8, 9]])
-    torch.testing.assert_close(scores, logits - model.config.reward_mean)
+        ours = reward_scores(model, [[5], [5, 6, 7]], [[6, 7], [8, 9]])
+    torch.testing.assert_close(ours, logits - model.config.reward_mean)
 
 
 def test_prompts_that_labelers_cannot_judge(world, capsys):
@@ -165,7 +170,7 @@ def test_trains_on_a_rankings_file(world):
         if len(responses) >= 2:
             order = [1 + sum(len(other.text) < len(one.text) for other in responses) for one in responses]
             texts = [response.text for response in responses]
-            rankings.append({**prompt(number), "responses": texts, "ranks": order})
+            rankings.append(ranking(number, texts, order))
     write_jsonl(world / "people.jsonl", rankings)
     train_rm(options_for(world, rankings=str(world / "people.jsonl"), prompts="nowhere.jsonl", num_train_epochs=2))
     metrics = stage_json(world, "rm")["metrics"]
@@ -182,9 +187,9 @@ def test_a_batch_of_different_k_scores_as_each_prompt_alone(world):
     model = with_scalar_head(folder, seed=0).eval()
     assert model.score.weight.std().item() == pytest.approx(33**-0.5, rel=0.5)
     rankings = [
-        {**prompt(1), "responses": ["it is", "green", "is is is it"], "ranks": [1, 2, 3], "ended": [True, False, True]},
-        {**prompt(2222), "responses": ["it", "green green"], "ranks": [2, 1]},
-        {**prompt(3), "responses": ["tied", "also tied"], "ranks": [1, 1]},
+        ranking(1, ["it is", "green", "is is is it"], [1, 2, 3], ended=[True, False, True]),
+        ranking(2222, ["it", "green green"], [2, 1]),
+        ranking(3, ["tied", "also tied"], [1, 1]),
     ]
     examples = encode(model, tokenizer, rankings)
     assert [example.ranks for example in examples] == [[1, 2, 3], [2, 1]]  # nothing to learn from a tie
@@ -211,18 +216,18 @@ def test_trains_as_trl_does_on_pairs(world, tmp_path):
     for number in range(24):
         better, worse = text(rng) + " it", text(rng) + " is"
         responses, ranks = ([better, worse], [1, 2]) if rng.random() < 0.5 else ([worse, better], [2, 1])
-        rankings.append({**prompt(number), "responses": responses, "ranks": ranks})
+        rankings.append(ranking(number, responses, ranks))
 
     def said(content: str) -> list[dict]:
         return [{"role": "assistant", "content": content}]
 
     rows = [
         {
-            "prompt": ranking["prompt"],
-            "chosen": said(ranking["responses"][ranking["ranks"].index(1)]),
-            "rejected": said(ranking["responses"][ranking["ranks"].index(2)]),
+            "prompt": each["prompt"],
+            "chosen": said(each["responses"][each["ranks"].index(1)]),
+            "rejected": said(each["responses"][each["ranks"].index(2)]),
         }
-        for ranking in rankings
+        for each in rankings
     ]
 
     def trl_trainer(model: PreTrainedModel, settings: dict, dataset: Dataset) -> RewardTrainer:
@@ -242,14 +247,14 @@ def test_each_prompt_has_one_labeler_drawn_by_the_seed():
     labelers = [Named("a"), Named("b"), Named("c")]
     prompts = [prompt(n) for n in range(300)]
     groups = [[Response("it", True), Response("is it", True)] for _ in prompts]
-    names = [ranking["labeler"] for ranking in rank(prompts, groups, labelers, seed=0)]
-    assert names == [ranking["labeler"] for ranking in rank(prompts, groups, labelers, seed=0)]
+    names = [each["labeler"] for each in rank(prompts, groups, labelers, seed=0)]
+    assert names == [each["labeler"] for each in rank(prompts, groups, labelers, seed=0)]
     assert all(70 < names.count(name) < 130 for name in "abc")
     assert rank(prompts[:1], [[Response("it", True)]], labelers, seed=0) == []
 
 
 def test_rankings_of_one_prompt_stay_on_one_side():
-    rankings = [{**prompt(n % 20), "responses": ["a", "b"], "ranks": [1, 2]} for n in range(60)]
+    rankings = [ranking(n % 20, ["a", "b"], [1, 2]) for n in range(60)]
     train_on, measure_on = split_by_prompt(rankings, 0.1, seed=0)
     assert len(train_on) == 54 and len(measure_on) == 6
     assert not {r["id"] for r in train_on} & {r["id"] for r in measure_on}
@@ -269,11 +274,11 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
         train_rm(options_for(world, run="nobody"))
     with pytest.raises(UserError, match="no module nowhere"):
         train_rm(options_for(world, labelers="nowhere:f"))
-    tied = [{**prompt(n), "responses": ["it", "is"], "ranks": [1, 1]} for n in range(5)]
+    tied = [ranking(n, ["it", "is"], [1, 1]) for n in range(5)]
     write_jsonl(tmp_path / "tied.jsonl", tied)
     with pytest.raises(UserError, match="nothing to learn from"):
         train_rm(options_for(world, rankings=str(tmp_path / "tied.jsonl")))
-    long = [{**prompt(n), "responses": ["it", "zx " * 200], "ranks": [1, 2]} for n in range(5)]
+    long = [ranking(n, ["it", "zx " * 200], [1, 2]) for n in range(5)]
     write_jsonl(tmp_path / "long.jsonl", long)
     with pytest.raises(UserError, match=r"begins 'Say \d' has a response .* context has 192"):
         train_rm(options_for(world, rankings=str(tmp_path / "long.jsonl")))

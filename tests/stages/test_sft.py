@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_oracle import assert_trains_like_trl, trl_settings
 
 from rlhf_mini.core.console import UserError
+from rlhf_mini.core.examples import Demonstration
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.models.text import encode_response
@@ -24,7 +25,7 @@ from stages.sft.options import SFTOptions
 from stages.sft.train import completion_loss, encode, set_residual_dropout, train_sft
 
 
-def demonstration(question: str, answer: str) -> dict:
+def demonstration(question: str, answer: str) -> Demonstration:
     return {
         "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": answer}],
@@ -32,7 +33,7 @@ def demonstration(question: str, answer: str) -> dict:
     }
 
 
-def options_for(base: Path, folder: Path, demonstrations: list[dict], **changes) -> SFTOptions:
+def options_for(base: Path, folder: Path, demonstrations: list[Demonstration], **changes) -> SFTOptions:
     write_jsonl(folder / "demonstrations.jsonl", demonstrations)
     defaults = dict(
         base=str(base),
@@ -75,9 +76,9 @@ def trl_trainer(tokenizer: Any, model: PreTrainedModel, settings: dict[str, Any]
     return SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
 
 
-def trl_rows(demonstrations: list[dict]) -> list[dict]:
+def trl_rows(demonstrations: list[Demonstration]) -> list[dict[str, Any]]:
     """TRL's conversational prompt-completion format, without further keys."""
-    return [{key: example[key] for key in ("prompt", "completion")} for example in demonstrations]
+    return [{"prompt": each["prompt"], "completion": each["completion"]} for each in demonstrations]
 
 
 def test_the_loss_is_trls_own_and_counts_completions_only(nano_base, tmp_path):

@@ -1,0 +1,37 @@
+"""The runs that are evaluated: their checkpoints, and the provenance of what is measured on them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
+from rlhf_mini.core.files import sha256
+from rlhf_mini.world.knowledge import data_sha256
+
+
+def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
+    """Base, SFT, RM and PPO by name.
+
+    Raises:
+        UserError: one of them is missing, broken, or not made from the one before it.
+    """
+    found = {"base": load_checkpoint(base, "base")}
+    for name, before in (("sft", "base"), ("rm", "sft"), ("ppo", "sft")):
+        found[name] = load_checkpoint(run_dir / name, name, of=found[before])
+    if not found["ppo"].info["options"].get("reward"):  # with --reward it was trained on something else, on purpose
+        load_checkpoint(run_dir / "ppo", "ppo", of=found["rm"])
+    return found
+
+
+def provenance(settings: Any, command: str, checkpoints: dict[str, Checkpoint]) -> dict[str, Any]:
+    """What was measured, and how to measure it again. `settings` are the command's options, with a `split`."""
+    return {
+        "command": command,
+        "options": dataclasses.asdict(settings),
+        "checkpoints": {
+            name: {"path": str(c.path), "sha256": c.sha256, "seed": c.info["seed"]} for name, c in checkpoints.items()
+        },
+        "split_sha256": sha256(Path(settings.split)),
+        "data_sha256": data_sha256(),
+        "versions": versions(),
+    }
