@@ -1,1 +1,1 @@
-"""A chat in the terminal with base, SFT and PPO, one of them or side by side."""
+"""A chat in the terminal with base, SFT or PPO, one at a time or side by side."""

@@ -1,1 +1,1 @@
-"""Comparing the stages: judges, win rates, ratings, probes, over-optimisation, the token microscope."""
+"""Compares the stages: judges, win rates, ratings, probes, over-optimisation, the token microscope."""

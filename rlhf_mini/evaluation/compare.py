@@ -80,9 +80,7 @@ class CompareOptions(RunOptions):
     def __post_init__(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise UserError("--prompt is blank: give it a text to respond to")
-        if any(
-            "\ud800" <= character <= "\udfff" for character in self.prompt
-        ):  # how Python reads bytes that are no text
+        if any("\ud800" <= c <= "\udfff" for c in self.prompt):  # how Python reads bytes that are not UTF-8
             raise UserError("--prompt is not UTF-8 text")
 
     def sampling(self) -> "Sampling":

@@ -4,7 +4,7 @@ Shapes: r runs, n prompts, K players, S resamples. Rows of several runs lie end 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -65,7 +65,9 @@ def length_controlled_win_rates(rows: Sequence[Row], runs: int, seed: int) -> By
 # --- ratings ---------------------------------------------------------------------------------------------------------
 
 
-def rate(runs: dict[str, Sequence[Row]], examples: Sequence[Prompt], judges: Sequence[Labeler], seed: int) -> ByJudge:
+def rate(
+    runs: Mapping[str, Sequence[Row]], examples: Sequence[Prompt], judges: Sequence[Labeler], seed: int
+) -> ByJudge:
     """Bradley-Terry ratings by judge and player, over all pairs: Elo points, the base at 0, intervals over prompts.
 
     The players are the stages of each run; the base is one player. A reward model knows its own run only, so it rates

@@ -11,7 +11,7 @@ ELO = 400 / np.log(10)  # points a nat of log-strength: 400 points are odds of 1
 
 
 def outcomes(ranks: np.ndarray) -> np.ndarray:
-    """What ranks (n, K), 1 = best, say about each pair: (n, K, K), [i, j] is 1 if i beat j, 1/2 for a tie, NaN if unknown."""
+    """Who beat whom by ranks (n, K), 1 = best: (n, K, K), [i, j] is 1 if i beat j, 1/2 for a tie, NaN if unknown."""
     difference = ranks[:, None, :] - ranks[:, :, None]  # (n, K, K): above 0 where the row's player has the better rank
     return np.where(np.isnan(difference), np.nan, (np.sign(difference) + 1) / 2)
 

@@ -193,7 +193,7 @@ def reward_model_counts(
     sampling: Sampling,
     num_responses: int,
 ) -> list[tuple[Count, Count]]:
-    """The reward model next to labelers whose rankings trained nothing, on K = `num_responses` SFT responses per prompt.
+    """The reward model next to labelers whose rankings trained nothing, on `num_responses` SFT responses per prompt.
 
     Returns:
         For each prompt that the labelers can judge: the pairs that the reward model orders as they do, and the pairs

@@ -1,1 +1,1 @@
-"""Language models at work: encoding, sampling, log-probabilities, values and scores, over rows without padding."""
+"""Running language models on rows without padding: encoding, sampling, log-probabilities, values, scores."""

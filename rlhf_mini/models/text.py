@@ -55,7 +55,7 @@ def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
 
 def to_responses(tokenizer: PreTrainedTokenizerBase, sampled: Sequence[list[int]]) -> list[Response]:
     """Sampled tokens as responses, without the space with which a template may begin a turn."""
-    texts = tokenizer.batch_decode(list(sampled), skip_special_tokens=True)
+    texts = tokenizer.batch_decode(list(sampled), skip_special_tokens=True) if sampled else []
     return [
         Response(text.removeprefix(" "), ended=ids[-1:] == [tokenizer.eos_token_id], ids=ids)
         for text, ids in zip(texts, sampled, strict=True)

@@ -1,1 +1,1 @@
-"""Builds an HTML report of a run, in one file that opens without a network."""
+"""Builds an HTML report of a run, one file that opens without a network."""

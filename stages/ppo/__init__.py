@@ -1,4 +1,5 @@
-"""Stage 3: proximal policy optimisation against the reward model, with a per-token KL penalty to the SFT model.
+"""Step 3: PPO against the reward model, with a per-token KL penalty that keeps the policy close to SFT.
 
-`losses.py` holds the maths, `train.py` the algorithm, `options.py` its settings.
+Read train.py. The maths is in losses.py, the options are in options.py, and run.py does everything around the
+algorithm: loading, resuming, logging, saving.
 """

@@ -23,6 +23,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response, read_demonstrations
 from rlhf_mini.core.files import read_jsonl
 from rlhf_mini.models import scoring
+from rlhf_mini.models.text import encode_prompts
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120  # for the slowest machine; only a failure waits that long
@@ -181,7 +182,7 @@ def test_best_of_is_what_the_reward_model_scores_highest(options: ChatOptions, m
     shown = printed(shell, "/best-of 4", "Hi")
     (best,) = shell.chat.conversations["ppo"].exchanges
     rm = shell.chat.load("rm")
-    (score,) = scoring.score_texts(rm.model, rm.tokenizer, [best.prompt], [best.response])
+    (score,) = scoring.score_texts(rm.model, rm.tokenizer, encode_prompts(rm.tokenizer, [best.prompt]), [best.response])
     assert len(set(best.scores)) == 4
     assert score == pytest.approx(max(best.scores), abs=1e-5)
     assert f"RM {score:+.2f}, best of 4; the others " in shown

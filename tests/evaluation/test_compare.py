@@ -13,27 +13,27 @@ import pytest
 from conftest import PROMPTS
 from transformers import AutoTokenizer
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, printable
-from rlhf_mini.core.examples import Prompt, Response
+from rlhf_mini.core.examples import Demonstration, Prompt, Response
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.rankings import Count
-from rlhf_mini.evaluation.compare import CompareOptions, compare, spread
-from rlhf_mini.evaluation.measures import (
-    BARE_TEMPLATE,
-    STAGES,
-    accuracy_and_agreement,
+from rlhf_mini.evaluation.answers import STAGES, Answer, Row, mixed, win
+from rlhf_mini.evaluation.compare import CompareOptions, compare
+from rlhf_mini.evaluation.figures import (
+    Group,
     below_sft,
-    demonstrated,
-    figures,
+    grouped,
     headline,
-    rank_blind,
-    summarize,
-    win,
+    measures_of,
+    reward_model_accuracy,
 )
-from rlhf_mini.models.sampling import encode_prompts
+from rlhf_mini.evaluation.responses import BARE_TEMPLATE, demonstration_lengths, rank_blind
+from rlhf_mini.models.text import encode_prompts
 
 ROOT = Path(__file__).parents[2]
+ANY: Prompt = {"prompt": [{"role": "user", "content": "?"}]}
 
 
 class Longest:
@@ -41,7 +41,7 @@ class Longest:
 
     name = "longest"
 
-    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+    def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         lengths = [len(response.text) for response in responses]
         return [1 + sum(other > length for other in lengths) for length in lengths]
 
@@ -49,12 +49,12 @@ class Longest:
 class FirstOne(Longest):
     """Prefers whatever comes first, as careless people do."""
 
-    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+    def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         return list(range(1, len(responses) + 1))
 
 
 class Unable(Longest):
-    def rank(self, record: Prompt, responses: list[Response]) -> list[int]:
+    def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         raise UserError("no check")
 
 
@@ -65,63 +65,70 @@ def said(*texts: str) -> list[Response]:
 def test_ranks_come_back_in_the_order_of_the_responses() -> None:
     for seed in range(8):  # all orders come up
         rng = random.Random(seed)
-        assert rank_blind(Longest(), {}, said("four", "one", "seven"), rng) == [2, 3, 1]
-        assert rank_blind(Longest(), {}, said("two", "six", "seven"), rng) == [2, 2, 1]
+        assert rank_blind(Longest(), ANY, said("four", "one", "seven"), rng) == [2, 3, 1]
+        assert rank_blind(Longest(), ANY, said("two", "six", "seven"), rng) == [2, 2, 1]
 
 
 def test_a_judge_who_goes_by_the_order_finds_nobody_better() -> None:
     rng = random.Random(0)
-    ranks = [rank_blind(FirstOne(), {}, said("a", "b", "c"), rng) for _ in range(1500)]
+    ranks = [rank_blind(FirstOne(), ANY, said("a", "b", "c"), rng) for _ in range(1500)]
     firsts = [[rank[place] for rank in ranks].count(1) for place in range(3)]
     assert sum(firsts) == 1500 and all(first == pytest.approx(500, abs=60) for first in firsts)
 
 
 def test_a_judge_who_cannot_judge_is_left_out() -> None:
-    assert rank_blind(Unable(), {}, said("a", "b"), random.Random(0)) == [None, None]
+    assert rank_blind(Unable(), ANY, said("a", "b"), random.Random(0)) == [None, None]
+
+
+def answer(gold: float | None, ranks: dict[str, int | None], **other: Any) -> Answer:
+    parts = None if gold is None else {"task": gold, "truthful": None}
+    usual: dict[str, Any] = dict(response="", ended=True, tokens=4, words=3, ids=[], rm_score=0.0, kl=None)
+    return Answer(**usual | other, gold=gold, parts=parts, ranks=ranks)
 
 
 def test_wins() -> None:
-    first, tied, last = ({"ranks": {"a": rank, "b": None}} for rank in (1, 1, 3))
+    first, tied, last = (answer(None, {"a": rank, "b": None}) for rank in (1, 1, 3))
     assert [win(first, last, "a"), win(last, first, "a"), win(first, tied, "a")] == [1.0, 0.0, 0.5]
     assert win(first, last, "b") is None
 
 
-def answer(gold: float | None, ranks: dict[str, int | None], **other: Any) -> dict[str, Any]:
-    parts = None if gold is None else {"task": gold, "truthful": None}
-    usual = {"response": "", "ended": True, "tokens": 4, "words": 3, "rm_score": 0.0, "kl": None}
-    return usual | {"gold": gold, "parts": parts, "ranks": ranks} | other
-
-
 ROWS = [
-    {
-        "use_case": "chat",
-        "novel": "none",
-        "stages": {
+    Row(
+        {**ANY, "use_case": "chat", "novel": "none"},
+        {
             "base": answer(0.0, {"a": 3, "b": 3, "gold": 3}, ended=False),
             "sft": answer(0.5, {"a": 2, "b": 1, "gold": 2}),
             "ppo": answer(1.0, {"a": 1, "b": 1, "gold": 1}, kl=3.0, tokens=9),
         },
-    },
-    {
-        "use_case": "extract",
-        "novel": "both",
-        "stages": {
+    ),
+    Row(
+        {**ANY, "use_case": "extract", "novel": "both"},
+        {
             "base": answer(0.25, {"a": 1, "b": 3, "gold": 2}),
             "sft": answer(0.75, {"a": 1, "b": 1, "gold": 1}),
             "ppo": answer(0.25, {"a": 3, "b": 2, "gold": 2}, kl=1.0, tokens=3),
         },
-    },
+    ),
 ]
 
 
-def means(groups: dict[str, Any], group: str, stage: str) -> dict[str, float]:
-    return {metric: figure["mean"] for metric, figure in groups[group]["stages"][stage].items()}
+def test_a_row_is_a_line_of_json() -> None:
+    line = ROWS[0].to_json()
+    assert list(line) == ["prompt", "use_case", "novel", "stages"] and list(line["stages"]) == list(STAGES)
+    assert list(line["stages"]["ppo"]) == [
+        "response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks"
+    ]  # fmt: skip
+    assert json.loads(json.dumps(line)) == line
+
+
+def means(groups: dict[str, Group], group: str, stage: str) -> dict[str, float]:
+    return {measure: estimate.mean for measure, estimate in groups[group].stages[stage].items()}
 
 
 def test_sums_by_hand() -> None:
-    groups = summarize(ROWS, {"all": 4.0, "use_case/chat": 6.0})
+    groups = grouped(ROWS, {"all": 4.0, "use_case/chat": 6.0})
     assert list(groups) == ["all", "use_case/chat", "use_case/extract", "novel/none", "novel/both"]
-    assert [group["prompts"] for group in groups.values()] == [2, 1, 1, 1, 1]
+    assert [group.prompts for group in groups.values()] == [2, 1, 1, 1, 1]
     ppo, base = means(groups, "all", "ppo"), means(groups, "all", "base")
     assert ppo["gold"] == ppo["task"] == 0.625
     assert math.isnan(ppo["truthful"])  # applies to none of the prompts
@@ -137,37 +144,40 @@ def test_sums_by_hand() -> None:
 
 
 def test_headline_and_use_cases_below_sft() -> None:
-    groups = summarize(ROWS, {"all": 4.0})
-    figures_of = headline(groups, {})
-    assert figures_of["sft_beats_base/heldout"]["mean"] == 0.875
-    assert figures_of["sft_beats_base/gold"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    low, high = (figures_of["sft_beats_base/heldout"][end] for end in ("low", "high"))
-    assert (low, high) == (0.75, 1.0)  # one prompt gives 3/4, the other 1
+    groups = grouped(ROWS, {"all": 4.0})
+    estimates = headline(groups, {})
+    assert estimates["sft_beats_base/gold"] == Estimate(1.0, 1.0, 1.0)
+    assert estimates["sft_beats_base/heldout"] == Estimate(0.875, 0.75, 1.0)  # one prompt gives 3/4, the other 1
     assert below_sft(groups) == ["extract"]
 
 
 def test_a_prompt_without_gold_is_left_out_of_the_mean() -> None:
-    unknown = {"stages": {name: answer(None, {"a": None, "b": None, "gold": None}) for name in STAGES}}
-    assert math.isnan(figures(unknown, "ppo")["gold_minus_sft"])
-    assert math.isnan(figures(unknown, "ppo")["wins/heldout"])
-    groups = summarize([*ROWS, unknown], {"all": 4.0})
+    unknown = Row(ANY, {name: answer(None, {"a": None, "b": None, "gold": None}) for name in STAGES})
+    assert math.isnan(measures_of(unknown, "ppo")["gold_minus_sft"])
+    assert math.isnan(measures_of(unknown, "ppo")["wins/heldout"])
+    groups = grouped([*ROWS, unknown], {"all": 4.0})
     assert means(groups, "all", "ppo")["gold"] == 0.625
-    assert groups["all"]["prompts"] == 3
+    assert groups["all"].prompts == 3
 
 
 def test_accuracy_agreement_and_their_gap() -> None:
-    figures_of = accuracy_and_agreement([(Count(3, 4), Count(2, 2)), (Count(0, 4), Count(1, 2))])
-    assert [figures_of[f"{name}_heldout"]["mean"] for name in ("accuracy", "agreement", "gap")] == [0.375, 0.75, -0.375]
+    estimates = reward_model_accuracy([(Count(3, 4), Count(2, 2)), (Count(0, 4), Count(1, 2))])
+    assert [estimates[f"{name}_heldout"].mean for name in ("accuracy", "agreement", "gap")] == [0.375, 0.75, -0.375]
     # Either prompt alone has a gap of -1/4 or of -1/2: drawing them with replacement gives one of the three.
-    assert (figures_of["gap_heldout"]["low"], figures_of["gap_heldout"]["high"]) == (-0.5, -0.25)
+    assert (estimates["gap_heldout"].low, estimates["gap_heldout"].high) == (-0.5, -0.25)
+    assert reward_model_accuracy([]) == {}
 
 
 def test_prompts_shown_are_of_different_use_cases() -> None:
     rows = [{"use_case": use_case, "id": number} for use_case in "aaaaaaab" for number in range(5)]
+
+    def drawn(number: int, seed: int) -> list[dict[str, Any]]:
+        return mixed(rows, lambda row: row["use_case"], number, seed)
+
     for seed in range(5):
-        assert {row["use_case"] for row in spread(rows, 2, seed)} == {"a", "b"}
-    assert spread(rows, 4, 0) == spread(rows, 4, 0) != spread(rows, 4, 1)
-    assert len(spread(rows, 100, 0)) == len(rows)
+        assert {row["use_case"] for row in drawn(2, seed)} == {"a", "b"}
+    assert drawn(4, 0) == drawn(4, 0) != drawn(4, 1)
+    assert len(drawn(100, 0)) == len(rows)
 
 
 def test_the_base_gets_plain_text(nano_base: Path) -> None:
@@ -178,17 +188,19 @@ def test_the_base_gets_plain_text(nano_base: Path) -> None:
         {"role": "assistant", "content": "Two."},
         {"role": "user", "content": " 3"},
     ]
-    assert encode_prompts(tokenizer, [prompt]) == [tokenizer("One?\nTwo.\n 3\n")["input_ids"]]
+    (encoded,) = encode_prompts(tokenizer, [prompt])
+    assert encoded.ids == tokenizer("One?\nTwo.\n 3\n")["input_ids"]
 
 
 def test_length_of_demonstrations(nano_base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(nano_base)
     texts = [("chat", "ab"), ("extract", "Paris is the capital of France.")]
-    records = [
-        {"use_case": use_case, "completion": [{"role": "assistant", "content": text}]} for use_case, text in texts
+    demonstrations: list[Demonstration] = [
+        {**ANY, "use_case": use_case, "completion": [{"role": "assistant", "content": text}]}
+        for use_case, text in texts
     ]
     one, other = (len(tokenizer(text)["input_ids"]) + 1 for _, text in texts)
-    assert demonstrated(records, tokenizer) == {
+    assert demonstration_lengths(demonstrations, tokenizer) == {
         "all": (one + other) / 2,
         "use_case/chat": one,
         "use_case/extract": other,
@@ -211,12 +223,12 @@ def test_the_whole_comparison(options: CompareOptions) -> None:
     with console.capture() as printed:
         compare(options, "the command")
     text = printed.get()
-    assert sum(record["prompt"][0]["content"] in text for record in PROMPTS) == 3
+    assert sum(example["prompt"][0]["content"] in text for example in PROMPTS) == 3
     for expected in ("base", "sft", "ppo", "courteous", "other", "all", "PPO beats SFT, held-out labelers"):
         assert expected in text
 
     rows = [json.loads(line) for line in (options.run_dir / "compare.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in rows] == [record["id"] for record in PROMPTS]
+    assert [row["id"] for row in rows] == [example["id"] for example in PROMPTS]
     for row in rows:
         base, sft, ppo = (row["stages"][name] for name in STAGES)
         measured = {"response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks"}
@@ -226,10 +238,10 @@ def test_the_whole_comparison(options: CompareOptions) -> None:
         assert max(base["tokens"], sft["tokens"], ppo["tokens"]) <= 6
 
     summary = json.loads((options.run_dir / "compare.json").read_text(encoding="utf-8"))
-    ppo_figures = summary["groups"]["all"]["stages"]["ppo"]
-    assert ppo_figures["kl"]["mean"] == pytest.approx(sum(row["stages"]["ppo"]["kl"] for row in rows) / 4)
-    assert ppo_figures["kl"]["low"] <= ppo_figures["kl"]["mean"] <= ppo_figures["kl"]["high"]
-    assert summary["headline"]["kl"] == ppo_figures["kl"]
+    ppo_estimates = summary["groups"]["all"]["stages"]["ppo"]
+    assert ppo_estimates["kl"]["mean"] == pytest.approx(sum(row["stages"]["ppo"]["kl"] for row in rows) / 4)
+    assert ppo_estimates["kl"]["low"] <= ppo_estimates["kl"]["mean"] <= ppo_estimates["kl"]["high"]
+    assert summary["headline"]["kl"] == ppo_estimates["kl"]
     assert {"rm/accuracy_heldout", "rm/agreement_heldout", "rm/gap_heldout"} <= set(summary["headline"])
     provenance = summary["provenance"]
     assert provenance["command"] == "the command"
@@ -255,7 +267,7 @@ def test_a_prompt_of_ones_own(options: CompareOptions, prompt: str, gold: str) -
 
 
 def test_prompts_without_a_check(options: CompareOptions) -> None:
-    write_jsonl(options.split, [{"prompt": record["prompt"]} for record in PROMPTS])
+    write_jsonl(options.split, [{"prompt": example["prompt"]} for example in PROMPTS])
     with console.capture() as printed:
         compare(options, "")
     assert "no gold" in printed.get()
@@ -276,7 +288,7 @@ def test_a_missing_stage_is_one_sentence(options: CompareOptions, stage: str) ->
     ("arguments", "sentence"),
     [
         (["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft: run `make sft RUN=nowhere`"),
-        (["--temperature", "-1"], "--temperature must not be negative"),
+        (["--temperature", "-1"], "--temperature must be at least 0, not -1"),
         (["--prompt", " "], "--prompt is blank"),
         (["--prompt", "\udcff"], "--prompt is not UTF-8"),
         (["--promt", "a"], "unknown option --promt"),

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.evaluation import evaluate, probes
-from rlhf_mini.evaluation import summary as evaluation
+from rlhf_mini.evaluation import evaluate, pairs, probes
+from rlhf_mini.evaluation.answers import Answer, Row
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.evaluate import EvaluateOptions
 from rlhf_mini.world.knowledge import load
@@ -131,13 +131,17 @@ def test_runs_that_differ_in_more_than_the_seed_are_rated_side_by_side(options: 
 
 
 def test_wins_by_each_judge() -> None:
+    def answer(rm_score: float, a: int | None, b: int | None, gold: int | None) -> Answer:
+        ranks = {"a": a, "b": b, "gold": gold}
+        return Answer(response="", ended=True, tokens=1, words=1, ids=[], rm_score=rm_score, gold=None, parts=None,
+                      kl=None, ranks=ranks)  # fmt: skip
+
+    example = {"prompt": [{"role": "user", "content": "?"}]}
     rows = [
-        {"stages": {"ppo": {"ranks": {"a": 1, "b": 2, "gold": 3}, "rm_score": 1.0},
-                    "sft": {"ranks": {"a": 2, "b": 2, "gold": 1}, "rm_score": 0.5}}},
-        {"stages": {"ppo": {"ranks": {"a": None, "b": None, "gold": None}, "rm_score": 1.0},
-                    "sft": {"ranks": {"a": None, "b": None, "gold": None}, "rm_score": 1.0}}},
-    ]  # fmt: skip
-    by_judge = {judge: evaluation.wins_of(rows, "ppo/sft", judge).tolist() for judge in ("gold", "heldout", "rm")}
+        Row(example, {"ppo": answer(1.0, 1, 2, 3), "sft": answer(0.5, 2, 2, 1)}),  # type: ignore[arg-type]
+        Row(example, {"ppo": answer(1.0, None, None, None), "sft": answer(1.0, None, None, None)}),  # type: ignore[arg-type]
+    ]
+    by_judge = {judge: pairs.wins_of(rows, "ppo/sft", judge).tolist() for judge in ("gold", "heldout", "rm")}
     assert by_judge["rm"] == [1.0, 0.5]
     assert by_judge["gold"][0] == 0.0 and by_judge["heldout"][0] == 0.75
     assert np.isnan(by_judge["gold"][1]) and np.isnan(by_judge["heldout"][1])
@@ -145,27 +149,27 @@ def test_wins_by_each_judge() -> None:
 
 def test_probes_ask_what_no_stage_has_seen() -> None:
     knowledge = load()
-    sets = probes.prompts_of(knowledge, seed=0)
+    sets = probes.questions_of(knowledge, seed=0)
     seen = {
         json.loads(line)["prompt"][-1]["content"]
         for name in ("demonstrations.jsonl", "prompts/rm.jsonl", "prompts/ppo.jsonl", "prompts/validation.jsonl")
         for line in (ROOT / "data" / name).read_text(encoding="utf-8").splitlines()
     }
-    for records in sets.values():
-        asked = [record["prompt"][0]["content"] for record in records]
+    for questions in sets.values():
+        asked = [question.example["prompt"][0]["content"] for question in questions]
         assert len(set(asked)) == len(asked) >= 40
         assert not seen & set(asked)
 
 
 def test_rules_of_the_probes_by_example() -> None:
     knowledge = load()
-    sets = probes.prompts_of(knowledge, seed=0)
-    myth = next(r for r in sets["myths"] if r["check"]["myth"] == "bulls and red")
-    unknown = next(r for r in sets["unknown"] if "capital" in r["prompt"][0]["content"])
+    sets = probes.questions_of(knowledge, seed=0)
+    myth = next(q for q in sets["myths"] if q.example["check"]["myth"] == "bulls and red")
+    unknown = next(q for q in sets["unknown"] if "capital" in q.example["prompt"][0]["content"])
     silent = sets["silent"][0]
 
-    def said(rules: str, record: Any, text: str) -> list[float]:
-        return [rule(record, probes.Response(text, True), knowledge) for rule in probes.RULES[rules].values()]
+    def said(rules: str, question: probes.Question, text: str) -> list[bool]:
+        return [rule(question, probes.Response(text, True), knowledge) for rule in probes.RULES[rules].values()]
 
     assert said("myths", myth, "Bulls charge at the moving cloth.") == [1]
     assert said("myths", myth, "Bulls get angry when they see red.") == [0]
@@ -183,10 +187,10 @@ def test_rules_of_the_probes_by_example() -> None:
 
 
 def test_prompts_about_one_name_are_one_unit() -> None:
-    sets = probes.prompts_of(load(), seed=0)
-    assert len({record["name"] for record in sets["unknown"]}) == 12 and len(sets["unknown"]) == 60
-    for record in sets["silent"]:
-        assert f"{record['name']} has a" not in record["prompt"][0]["content"]
+    sets = probes.questions_of(load(), seed=0)
+    assert len({question.unit for question in sets["unknown"]}) == 12 and len(sets["unknown"]) == 60
+    for question in sets["silent"]:
+        assert f"{question.unit} has a" not in question.example["prompt"][0]["content"]
     assert probes._shares([1, 0, 1, 1], ["a", "b", "a", "b"]).tolist() == [[2, 2], [1, 2]]
     assert probes._shares([], []).shape == (0, 2)
 
@@ -195,9 +199,9 @@ def test_prompts_about_one_name_are_one_unit() -> None:
     ("arguments", "sentence"),
     [
         (["--run", "nowhere"], "there is no sft checkpoint in runs/nowhere/sft: run `make sft RUN=nowhere`"),
-        (["--runs", "a,,b"], "--runs must name different runs, with commas between, not 'a,,b'"),
-        (["--samples", "0"], "--samples must be at least 1"),
-        (["--temperature", "-1"], "--temperature must not be negative"),
+        (["--runs", "a,,b"], "--runs must name different runs, comma-separated, not 'a,,b'"),
+        (["--samples", "0"], "--samples must be greater than 0, not 0"),
+        (["--temperature", "-1"], "--temperature must be at least 0, not -1"),
     ],
 )
 def test_mistakes_as_a_user_makes_them(nano_base: Path, arguments: list[str], sentence: str) -> None:

@@ -14,10 +14,11 @@ from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Response
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.microscope import MEASURES, Microscope, Token
-from stages.ppo.models import Episodes, Models
+from rlhf_mini.models.text import encode_prompts
+from stages.ppo import train
+from stages.ppo.models import Batch, Models
 from stages.ppo.options import PPOOptions
 from stages.ppo.rewards import of_model
-from stages.ppo.train import collect
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "What is it?", "Name a colour.", "Go on", *"abcd")]
 
@@ -41,38 +42,38 @@ def run_dir(nano_run: CompareOptions) -> Path:
     return nano_run.run_dir
 
 
-def rollout(run_dir: Path, options: PPOOptions) -> tuple[Episodes, Models]:
+def rollout(run_dir: Path, options: PPOOptions) -> tuple[Batch, Models]:
     load_lm, load_head = AutoModelForCausalLM.from_pretrained, AutoModelForSequenceClassification.from_pretrained
     tokenizer, rm = AutoTokenizer.from_pretrained(run_dir / "sft"), load_head(run_dir / "rm").eval()
     models = Models(
         load_lm(run_dir / "ppo").eval(), load_head(run_dir / "ppo" / "value_model").eval(),
         load_lm(run_dir / "sft").eval(), of_model(rm, tokenizer), tokenizer,
     )  # fmt: skip
-    return collect(models, PROMPTS, options, options.kl_coef, torch.Generator().manual_seed(0)), models
+    prompts, generator = encode_prompts(tokenizer, PROMPTS), torch.Generator().manual_seed(0)
+    trajectories = train.rollout(models, prompts, options, generator)
+    rewards = train.kl_penalized_rewards(trajectories, options, options.kl_coef)
+    return train.with_advantages(trajectories, rewards, options), models
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_it_agrees_with_ppo(run_dir: Path, temperature: float) -> None:
     options = set_options(run_dir, temperature=temperature)
-    episodes, models = rollout(run_dir, options)
-    assert set(episodes.ended.tolist()) == {True, False}  # the penalty for a missing end of text takes part
+    batch, _ = rollout(run_dir, options)
+    assert set(batch.ended.tolist()) == {True, False}  # the penalty for a missing end of text takes part
     microscope = Microscope(run_dir)
-    for row, prompt in enumerate(PROMPTS):
-        length = int(episodes.response_mask[row].sum())
-        sequence = episodes.input_ids[row][: int(episodes.attention_mask[row].sum())].tolist()
-        ids = sequence[-length:]
-        text = models.tokenizer.decode(ids, skip_special_tokens=True).removeprefix(" ")
-        view = microscope.look(prompt, Response(text, bool(episodes.ended[row]), ids))
-        assert len(view.tokens) == length and view.score == pytest.approx(episodes.scores[row].item(), abs=1e-5)
+    for row, (prompt, response) in enumerate(zip(PROMPTS, batch.responses, strict=True)):
+        view = microscope.look(prompt, response)
+        assert len(view.tokens) == len(response.ids)
+        assert view.score == pytest.approx(batch.scores[row].item(), abs=1e-5)
         for name, expected in (
-            ("logprob", episodes.logprobs),
-            ("ref_logprob", episodes.ref_logprobs),
-            ("reward", episodes.rewards),
-            ("value", episodes.values),
-            ("advantage", episodes.returns - episodes.values),  # before whitening
+            ("logprob", batch.logprobs),
+            ("ref_logprob", batch.ref_logprobs),
+            ("reward", batch.rewards),
+            ("value", batch.values),
+            ("advantage", batch.returns - batch.values),  # before whitening
         ):
             seen = [getattr(token, name) for token in view.tokens]
-            assert seen == pytest.approx(expected[row, :length].tolist(), abs=1e-5), name
+            assert seen == pytest.approx(batch.rows.split(expected)[row].tolist(), abs=1e-5), name
 
 
 def test_the_kl_is_of_whole_distributions(run_dir: Path) -> None:

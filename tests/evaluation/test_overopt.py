@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.evaluation import overopt
-from rlhf_mini.evaluation import overopt_curves as overoptimisation
+from rlhf_mini.core.options import parse_options
 from rlhf_mini.evaluation.compare import CompareOptions
-from rlhf_mini.evaluation.overopt import OveroptOptions
-from rlhf_mini.evaluation.overopt_curves import best_of, best_of_n_form, fall, fits, rl_form
+from rlhf_mini.evaluation.overopt import __main__ as overopt
+from rlhf_mini.evaluation.overopt import curves
+from rlhf_mini.evaluation.overopt.__main__ import OveroptOptions
+from rlhf_mini.evaluation.overopt.curves import Point, best_of, best_of_n_form, fall, fits, rl_form
 from stages.ppo.options import PPOOptions
 
 
@@ -49,7 +51,7 @@ def test_the_fit_finds_the_curve_it_was_drawn_from(form: Any) -> None:
     kl = np.array([0.0, 0.2, 0.7, 1.6, 3.0, 4.5])
     gains = form(np.sqrt(kl[1:])) @ np.array([0.8, 0.3])
     points = [
-        {"kl": k, "proxy": {"mean": g}, "gold": {"mean": g + 0.1 * (-1) ** i}}
+        Point(kl=k, proxy=Estimate(g, g, g), gold=Estimate(g + 0.1 * (-1) ** i, 0, 0), gold_by_prompt=[])
         for i, (k, g) in enumerate(zip(kl, [0.0, *gains], strict=True))
     ]
     found = fits(points, form)
@@ -62,10 +64,10 @@ def test_a_fall_is_read_on_other_prompts_than_its_peak() -> None:
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=400).tolist() for _ in range(60)]
     even = fall(noise, seed=0)
-    assert abs(even["mean"]) < 0.2 and even["low"] < 0 < even["high"]  # the highest of sixty is no peak
+    assert abs(even.mean) < 0.2 and even.low < 0 < even.high  # the highest of sixty is no peak
     falling = [[level] * 10 for level in (0.1, 0.3, -0.2)]
-    assert fall(falling, seed=0) == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
-    assert fall([[-0.2] * 10], seed=0)["mean"] == pytest.approx(0.2)  # from the SFT model itself
+    assert asdict(fall(falling, seed=0)) == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    assert fall([[-0.2] * 10], seed=0).mean == pytest.approx(0.2)  # from the SFT model itself
 
 
 @pytest.fixture
@@ -84,11 +86,11 @@ def options(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> Overop
 
     trainings: list[Any] = []
 
-    def points_of(gold_by_prompt: Any, seed: int) -> dict[str, float]:
-        return {"mean": len(gold_by_prompt), "low": 0.0, "high": 0.0}
+    def points_of(gold_by_prompt: Any, seed: int) -> Estimate:
+        return Estimate(len(gold_by_prompt), 0.0, 0.0)
 
     monkeypatch.setattr(overopt, "stage", stage)
-    monkeypatch.setattr(overoptimisation, "fall", points_of)
+    monkeypatch.setattr(curves, "fall", points_of)
     monkeypatch.setattr(overopt, "TRAININGS", trainings, raising=False)
     info = nano_run.run_dir / "ppo" / "stage.json"
     content = json.loads(info.read_text())
@@ -145,14 +147,17 @@ def test_a_training_that_fails_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("arguments", "sentence"),
     [
-        ({"best_of": 1}, "--best_of must lie between 2 and 256, not at 1"),
-        ({"kl_coefs": "0.1;0"}, "--kl_coefs must be numbers with commas between, not '0.1;0'"),
-        ({"updates": 0}, "--updates must be greater than 0"),
-        ({"snapshot_steps": 200}, r"--snapshot_steps \(200\) must not exceed --updates \(120\)"),
+        (["--best_of", "1"], "--best_of must be at least 2, not 1"),
+        (["--best_of", "257"], "--best_of must be at most 256, not 257"),
+        (["--kl_coefs", "0.1;0"], "--kl_coefs must be comma-separated numbers, not '0.1;0'"),
+        (["--updates", "0"], "--updates must be greater than 0, not 0"),
+        (["--snapshot_steps", "200"], "--snapshot_steps (200) must not exceed --updates (120)"),
     ],
 )
-def test_mistakes(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        OveroptOptions(**changes)
+def test_mistakes(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(OveroptOptions, arguments)
+    told = capsys.readouterr().err
+    assert sentence in told and told.count("\n") == 1

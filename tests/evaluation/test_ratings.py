@@ -69,5 +69,5 @@ def test_intervals_over_runs_are_wider_where_runs_differ() -> None:
     rng = np.random.default_rng(1)
     values = (rng.random((3, 300)) < np.array([[0.2], [0.5], [0.8]])).astype(float).reshape(-1, 1)
     (alone,), (over_runs,) = mean_intervals(values), mean_intervals(values, runs=3)
-    assert alone["mean"] == over_runs["mean"]
-    assert alone["high"] - alone["low"] < 0.08 and over_runs["low"] < 0.3 and over_runs["high"] > 0.7
+    assert alone.mean == over_runs.mean
+    assert alone.high - alone.low < 0.08 and over_runs.low < 0.3 and over_runs.high > 0.7

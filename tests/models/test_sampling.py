@@ -110,7 +110,7 @@ def test_logprobs_equal_a_full_pass(
         logprobs = (full_logits(model, prompt, response) / temperature).log_softmax(-1)
         expected = logprobs.gather(-1, torch.tensor(response).unsqueeze(-1)).squeeze(-1)
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
-    assert len(set(lengths(rollout))) >= 3 and len(rollout.logprobs) == sum(lengths(rollout))
+    assert len(set(lengths(rollout))) >= 2 and len(rollout.logprobs) == sum(lengths(rollout))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 2.0])
