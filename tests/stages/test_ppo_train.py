@@ -178,7 +178,11 @@ def test_nothing_is_padded_between_rollout_and_update(runs: Path) -> None:
     """Every tensor has one entry per response token, in the batch and in each minibatch."""
     models = loaded(runs)
     sharpen(models)
-    batch = collect(models, messages(8), options_for(runs))
+    with torch.no_grad():
+        models.policy.transformer.wte.weight[models.tokenizer.eos_token_id] *= (
+            0  # a logit of 0: it is drawn now and then
+        )
+    batch = collect(models, messages(8), options_for(runs, max_new_tokens=40))
     lengths = [len(ids) for ids in batch.response_ids]
     assert len(set(lengths)) > 1
     for part, rows in ((batch, list(range(8))), (batch.minibatch([5, 0, 3]), [5, 0, 3])):
