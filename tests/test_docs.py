@@ -1,5 +1,6 @@
 """What the documents say of the code is looked up in the code."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -25,3 +26,38 @@ def test_its_line_and_its_test_exist(row: list[str]) -> None:
     assert code in (ROOT / path).read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)`", tests))
     assert named and named <= TESTS
+
+
+def test_readme_repeats_the_first_sentence_of_each_folder() -> None:
+    rows = re.findall(
+        r"^\| \[([\w/]+)\]\(\1\) \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    folders = {path.parent.relative_to(ROOT).as_posix() for p in ("rlhf_mini/*", "stages/*", "benchmarks")
+               for path in ROOT.glob(f"{p}/__init__.py")}  # fmt: skip
+    assert dict(rows).keys() == folders
+    for folder, sentence in rows:
+        docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+        assert " ".join(docstring.split("\n\n")[0].split()).startswith(sentence), folder
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md"], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")], ids=lambda p: p.name
+)
+def test_modules_that_are_run_exist(path: Path) -> None:
+    for module in re.findall(
+        r"python -m ((?:rlhf_mini|stages|benchmarks)(?:\.\w+)+)", path.read_text(encoding="utf-8")
+    ):
+        file = ROOT / module.replace(".", "/")
+        assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), module

@@ -17,10 +17,11 @@ from typing import Any
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.files import replacing
-from rlhf_mini.evaluation import evaluate
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import DECIMAL, TITLES, spent
+from rlhf_mini.evaluation.evaluate import EvaluateOptions, read_evaluation
 from rlhf_mini.evaluation.overopt import curves
+from rlhf_mini.evaluation.overopt.__main__ import OveroptOptions
 from rlhf_mini.evaluation.tables import decimal
 from rlhf_mini.evaluation.tables import percent as percent_of
 from rlhf_mini.world.gold import WEIGHTS
@@ -54,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     summaries = [read(arguments.runs_dir / name) for name in arguments.runs]
     make = f"python -m rlhf_mini.evaluation.evaluate --runs {','.join(arguments.runs)} --out {arguments.evaluate}"
-    together = evaluate.read_evaluation(arguments.evaluate, make)
+    together = read_evaluation(arguments.evaluate, make)
     if together["runs"] != arguments.runs or "win_rates" not in together:
         raise UserError(f"{arguments.evaluate} is not of these runs together: run `{make}`")
     for name, summary in zip(arguments.runs, summaries, strict=True):
@@ -95,7 +96,8 @@ def page(
         "prompts; one column a seed of SFT, RM and PPO, which start from one base. This page is written by",
         "```\n" + "\n".join(
             f"make sft rm ppo RUN={name} SEED={seed}" for name, seed in zip(runs, seeds, strict=True)
-        ) + f"\n{BIN}{command_of(together)}\n" + (f"{BIN}{study['provenance']['command']}\n" if study else "")
+        ) + "\n" + command_of("evaluate", EvaluateOptions, together["options"])
+        + (command_of("overopt", OveroptOptions, study["provenance"]["options"]) if study else "")
         + f"{BIN}python -m rlhf_mini.evaluation.results {' '.join(runs)}\n```",
         "## What it set out to reach",
         against_targets(seeds, summaries),
@@ -177,10 +179,10 @@ def of_parts(summaries: Sequence[dict[str, Any]]) -> str:
     return table(["", *WEIGHTS], rows)
 
 
-def command_of(together: dict[str, Any]) -> str:
-    """The command that measured the runs together."""
-    command: str = together["provenance"][together["runs"][0]]["command"]
-    return command
+def command_of(name: str, options: type, recorded: dict[str, Any]) -> str:
+    """The command that measures with the recorded options, without those that are defaults."""
+    changed = [f"--{key} {value}" for key, value in recorded.items() if value != getattr(options, key, None)]
+    return f"{BIN}python -m rlhf_mini.evaluation.{name} {' '.join(changed)}\n"
 
 
 def pairs_table(together: dict[str, Any]) -> str:

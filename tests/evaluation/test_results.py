@@ -27,7 +27,8 @@ TOGETHER = {
         "lies": {"title": "lies", "how": "Says what is not.", "better": "lower", "unit": "share", "prompts": 9,
                  "stages": {stage: FIGURE for stage in STAGES}},
     },
-    "provenance": {"a": {"command": "evaluate a"}},
+    "options": {"run": "default", "runs": "a,b", "seed": 0},
+    "provenance": {"a": {"command": "the command of that time"}},
 }  # fmt: skip
 POINT = {"kl": 4.0, "proxy": {"mean": 1.5}, "gold": {"mean": 0.25}}
 END = POINT | {"kl": 9.0, "gold": {"mean": -0.1}}
@@ -38,7 +39,7 @@ STUDY = {
         {"title": "a reward model", "what": "What it is.", "best_of_n": CURVE,
          "ppo": [CURVE | {"kl_coef": 0.07, "default": True}]},
     ],
-    "provenance": {"command": "overopt a", "options": {"snapshot_steps": 10, "best_of": 256}},
+    "provenance": {"command": "the command of that time", "options": {"run": "a", "snapshot_steps": 10, "best_of": 256}},
 }  # fmt: skip
 
 
@@ -53,7 +54,10 @@ def test_the_evaluation_and_the_study_are_on_the_page():
     assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
     expected = "| -0.10 at d 3.00 | 0.50 (0.45 to 0.55) | +1.50, +1.50 | 1.00, -, 0.01, 0.90 |"
     assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
-    assert "\n.venv/bin/evaluate a\n.venv/bin/overopt a\n.venv/bin/python -m rlhf_mini.evaluation.results a\n" in text
+    assert (
+        "\n.venv/bin/python -m rlhf_mini.evaluation.evaluate --runs a,b\n.venv/bin/python -m rlhf_mini.evaluation.overopt --run a --snapshot_steps 10\n.venv/bin/python -m rlhf_mini.evaluation.results a\n"
+        in text
+    )
     assert "Over-optimisation" not in page(["a"], [summary()], BASE)
 
 
@@ -94,7 +98,9 @@ def test_time_is_the_sum_of_the_three_stages_without_the_base():
 
 
 def test_the_commands_name_runs_and_seeds():
-    assert "make sft rm ppo RUN=a SEED=7\n.venv/bin/evaluate a\n" in page(["a"], [summary()], BASE)
+    assert "make sft rm ppo RUN=a SEED=7\n.venv/bin/python -m rlhf_mini.evaluation.evaluate --runs a,b\n" in page(
+        ["a"], [summary()], BASE
+    )
 
 
 def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
