@@ -45,8 +45,8 @@ def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:
     # Judged on the labelers it was trained on: by held-out rankings if it was given rankings, else by simulated ones.
     source = "rankings" if "accuracy/rankings" in rm.metrics else "training"
     accuracy, agreement = rm.share(f"accuracy/{source}"), rm.share(f"agreement/{source}")
-    share = accuracy.value if accuracy else None
-    among_labelers = agreement.value if agreement else None
+    share = accuracy.mean if accuracy else None
+    among_labelers = agreement.mean if agreement else None
     return [
         check_parent("rm", rm, "sft", run_dir),
         checks.accuracy(accuracy, among_labelers),

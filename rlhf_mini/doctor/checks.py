@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any, Literal
 
-from rlhf_mini.doctor.outputs import Comparison, Estimate
+from rlhf_mini.core.bootstrap import Estimate
+from rlhf_mini.doctor.outputs import Comparison
 
 # The bounds. Each comment says what is bounded and what the default recipe measured with seeds 0, 1 and 2.
 OVERFIT_LOSS = 1.3  # SFT's validation loss / training loss: 0.94 to 1.00
@@ -128,9 +129,7 @@ def accuracy(rm: Estimate | None, labelers: float | None) -> Finding | None:
     """`rm`: share of the labelers' pairs that the RM orders as they do; `labelers`: agreement among themselves."""
     if rm is None:
         return None
-    measured = (
-        f"{rm.value:.0%} of the labelers' pairs, 95 % {rm.low:.0%} to {rm.high:.0%} (at least {MIN_ACCURACY:.0%})"
-    )
+    measured = f"{rm.mean:.0%} of the labelers' pairs, 95 % {rm.low:.0%} to {rm.high:.0%} (at least {MIN_ACCURACY:.0%})"
     problem = "near 50 %, no better than chance"
     advice = "another --learning_rate, more --num_prompts; read rankings.jsonl: would you rank the same way?"
     if labelers is not None and labelers < MIN_ACCURACY:
@@ -139,10 +138,10 @@ def accuracy(rm: Estimate | None, labelers: float | None) -> Finding | None:
         )
     elif rm.high < 0.5:
         problem = "below chance: are the ranks reversed? 1 is the best"
-    elif rm.value >= MIN_ACCURACY:
+    elif rm.mean >= MIN_ACCURACY:
         problem = "the interval includes 50 %"
         advice = "more --num_validation_prompts, or more held-out rankings"
-    return verdict("accuracy", measured, problem, advice, fail=rm.value < MIN_ACCURACY, warn=rm.low <= 0.5)
+    return verdict("accuracy", measured, problem, advice, fail=rm.mean < MIN_ACCURACY, warn=rm.low <= 0.5)
 
 
 def below_agreement(rm: float | None, labelers: float | None) -> Finding | None:
@@ -320,4 +319,4 @@ def gold(comparison: Comparison | None, ppo_sha256: str | None, command: str) ->
     hacking = "the reward rises while gold falls, so PPO exploits the reward model"
     problem = hacking if scores[1] > scores[0] else "gold falls"
     advice = "a higher --kl_coef, fewer --updates, an RM trained on more rankings; compare.jsonl has the responses"
-    return verdict("gold", measured, problem, advice, fail=gain.high < 0, warn=gain.value < 0)
+    return verdict("gold", measured, problem, advice, fail=gain.high < 0, warn=gain.mean < 0)

@@ -4,17 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import WEIGHTS
 from rlhf_mini.core.files import parse_object, read_json
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Prompt, Response
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.doctor import checks
 from rlhf_mini.doctor.__main__ import diagnose
 from rlhf_mini.doctor.checks import Finding
-from rlhf_mini.doctor.outputs import Estimate
 from rlhf_mini.evaluation.compare import CompareOptions, compare
 from stages.ppo import train
 from stages.ppo.models import Models, load_models

@@ -39,7 +39,7 @@ STUDY = {
         {"title": "a reward model", "what": "What it is.", "best_of_n": CURVE,
          "ppo": [CURVE | {"kl_coef": 0.07, "default": True}]},
     ],
-    "provenance": {"command": "the command of that time", "options": {"run": "a", "snapshot_steps": 10, "best_of": 256}},
+    "provenance": {"options": {"run": "a", "snapshot_steps": 10, "best_of": 256}},
 }  # fmt: skip
 
 
@@ -55,7 +55,8 @@ def test_the_evaluation_and_the_study_are_on_the_page():
     expected = "| -0.10 at d 3.00 | 0.50 (0.45 to 0.55) | +1.50, +1.50 | 1.00, -, 0.01, 0.90 |"
     assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
     assert (
-        "\n.venv/bin/python -m rlhf_mini.evaluation.evaluate --runs a,b\n.venv/bin/python -m rlhf_mini.evaluation.overopt --run a --snapshot_steps 10\n.venv/bin/python -m rlhf_mini.evaluation.results a\n"
+        "\n.venv/bin/python -m rlhf_mini.evaluation.evaluate --runs a,b\n"
+        ".venv/bin/python -m rlhf_mini.evaluation.overopt --run a --snapshot_steps 10\n.venv/bin/python -m rlhf_mini.evaluation.results a\n"
         in text
     )
     assert "Over-optimisation" not in page(["a"], [summary()], BASE)
