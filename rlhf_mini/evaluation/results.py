@@ -9,6 +9,7 @@ docs/overopt.json.
 import argparse
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -180,9 +181,10 @@ def of_parts(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def command_of(name: str, options: type, recorded: dict[str, Any]) -> str:
-    """The command that measures with the recorded options, without those that are defaults."""
-    changed = [f"--{key} {value}" for key, value in recorded.items() if value != getattr(options, key, None)]
-    return f"{BIN}python -m rlhf_mini.evaluation.{name} {' '.join(changed)}\n"
+    """The command that measures with the recorded options, without those that are defaults, and a line end."""
+    changed = {key: value for key, value in recorded.items() if value != getattr(options, key, None)}
+    arguments = [text for key, value in changed.items() for text in (f"--{key}", str(value))]
+    return BIN + shlex.join(["python", "-m", f"rlhf_mini.evaluation.{name}", *arguments]) + "\n"
 
 
 def pairs_table(together: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Ratings and win rates at equal length, against numbers worked out by hand or drawn from known ones."""
+"""Ratings and length-controlled win rates, against numbers worked out by hand or drawn from known ones."""
 
 import numpy as np
 import pytest

@@ -56,8 +56,8 @@ def test_the_evaluation_and_the_study_are_on_the_page():
     assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
     assert (
         "\n.venv/bin/python -m rlhf_mini.evaluation.evaluate --runs a,b\n"
-        ".venv/bin/python -m rlhf_mini.evaluation.overopt --run a --snapshot_steps 10\n.venv/bin/python -m rlhf_mini.evaluation.results a\n"
-        in text
+        ".venv/bin/python -m rlhf_mini.evaluation.overopt --run a --snapshot_steps 10\n"
+        ".venv/bin/python -m rlhf_mini.evaluation.results a\n" in text
     )
     assert "Over-optimisation" not in page(["a"], [summary()], BASE)
 
