@@ -74,8 +74,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # --- the three stages ---
-# Without a recipe: if nothing has to run, make itself says so ("Nothing to be done for 'sft'").
 $(STAGES): %: $(OUT)/%/stage.json
+	@echo '$(OUT)/$* is up to date'
 
 $(OUT)/sft/stage.json: data/base/model.safetensors data/demonstrations.jsonl
 $(OUT)/rm/stage.json:  $(OUT)/sft/stage.json data/prompts/rm.jsonl
