@@ -28,7 +28,7 @@ $(error RUN must be one word, the name of a folder under runs/)
 endif
 
 help:
-	@echo 'make sft rm ppo  all three stages, each from the checkpoint before it       2-4 min, 1.0 GB'
+	@echo 'make sft rm ppo  all three stages, each from the checkpoint before it       2-6 min, 1.0 GB'
 	@echo
 	@echo '  make sft       supervised fine-tuning of the base model on demonstrations 0.5-1 min, 1 GB'
 	@echo '  make rm        reward model, trained on rankings of sampled responses     0.8-1.5 min, 1 GB'
