@@ -48,7 +48,7 @@ def attention(
 
 Forward = Callable[..., Tensor]
 
-# No mask is registered with it, so transformers builds none: `rows` says it all.
+# No mask is registered with it, so transformers builds none: `rows` already says which tokens belong together.
 AttentionInterface.register(NAME, attention)
 
 

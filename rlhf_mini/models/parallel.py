@@ -31,7 +31,7 @@ def in_parallel(*tasks: Callable[[], T]) -> list[T]:
 
     try:
         futures = [_pool(workers).submit(run, task) for task in tasks]
-        wait(futures)  # for all of them, also if one fails: nothing goes on behind its caller's back
+        wait(futures)  # for all of them, also if one fails: no task is still running when this returns
         return [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)

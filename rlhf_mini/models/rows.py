@@ -5,7 +5,7 @@
     rows.sum(x)                            # x (N,) -> (2,)
 
 Everything in a transformer except attention works token by token, so the token beside it in memory does not matter.
-`Rows.attend` pads rows for attention alone. `Cache` does the same for decoding, one new token per row.
+Only for attention are rows padded: `unpack`, `attend`, `pack`. `Cache` does the same for decoding, one new token per row.
 
 Shapes: B rows, T the longest of them, N tokens in all, C tokens a cache has room for, H heads, D width of a head.
 """

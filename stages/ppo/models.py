@@ -51,18 +51,19 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
 
 def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> Models:
     """Policy and reference from `sft`, value model and reward from `rm`, all in eval mode: no dropout, ever."""
-    device = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
+    device = accelerator or torch.device("cpu")
     tokenizer = AutoTokenizer.from_pretrained(sft.path)
-    policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device or "cpu") for _ in range(2))
+    policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
     if rm is None:
         value_model = with_scalar_head(sft.path, options.seed).eval()
         reward = of_function(load_function(options.reward, "--reward"), options.reward)
     else:
         value_model, reward_model = (
-            AutoModelForSequenceClassification.from_pretrained(rm.path).eval().to(device or "cpu") for _ in range(2)
+            AutoModelForSequenceClassification.from_pretrained(rm.path).eval().to(device) for _ in range(2)
         )
         reward = of_model(reward_model, tokenizer)
-    return Models(policy, value_model.to(device or "cpu"), ref_policy, reward, tokenizer)
+    return Models(policy, value_model.to(device), ref_policy, reward, tokenizer)
 
 
 # --- what they produce -----------------------------------------------------------------------------------------------

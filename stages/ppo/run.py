@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from itertools import chain, count, islice, repeat
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,7 +242,10 @@ def collapse(rollout: dict[str, float], options: PPOOptions) -> Fault | None:
 
 
 def batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
-    """Batches without end, after the first `skip`: pass after pass over all items, each pass in a new order."""
+    """Batches without end, except for the first `skip`: pass after pass over all items, each pass in a new order."""
     rng = random.Random(seed)
-    order = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
-    return (list(islice(order, size)) for order in repeat(islice(order, skip * size, None)))
+    endless = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
+    for number in count():
+        batch = list(islice(endless, size))
+        if number >= skip:
+            yield batch

@@ -13,7 +13,7 @@ dropped, one epoch, cosine to 10 %, a constant that puts demonstrations at a mea
 Departures:
 - batches of 16 prompts instead of 64: with 2,400 prompts, 64 would leave 37 steps.
 - the head starts with a standard deviation of 1 / sqrt(d + 1), as in Stiennon et al. 2020 (arXiv 2009.01325), B.1.
-- responses are sampled at temperature 0.7, as PPO does: at 1, a model of a million parameters babbles.
+- responses are sampled at temperature 0.7, as PPO does: at 1, a model this small rarely makes sense.
 - labelers are simulated, and each prompt is ranked by one of them.
 - batches hold prompts whose longest responses have a similar length, which saves padding in attention.
 

@@ -26,6 +26,7 @@ from rlhf_mini.models.scoring import (
     sequence_logprobs,
     text_logprobs,
     text_loss,
+    with_scalar_head,
 )
 from rlhf_mini.models.text import encode_prompts, encode_response
 
@@ -198,3 +199,13 @@ def test_texts(nano_base: Path) -> None:
             assert got == pytest.approx(reward_model(whole).logits.item(), abs=1e-5)
             logprobs = (policy(whole).logits[0, len(prompt.ids) - 1 : -1] / 0.5).log_softmax(-1)
         assert total == pytest.approx(logprobs.gather(-1, torch.tensor([ids]).T).sum().item(), abs=1e-4)
+
+
+def test_the_scalar_head_starts_small(nano_base: Path) -> None:
+    """A standard deviation of 1 / sqrt(d + 1) and no bias; the seed decides the weights."""
+    heads = [with_scalar_head(nano_base, seed).score for seed in range(8)]
+    assert all(head.bias is None and head.weight.shape == (1, 32) for head in heads)
+    weights = torch.cat([head.weight.detach() for head in heads])
+    assert weights.std().item() == pytest.approx(33**-0.5, rel=0.15)  # of 256 numbers: within 4 standard errors
+    assert torch.equal(with_scalar_head(nano_base, 3).score.weight, heads[3].weight)
+    assert not torch.equal(heads[0].weight, heads[1].weight)
