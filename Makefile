@@ -75,7 +75,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # --- the three stages ---
 $(STAGES): %: $(OUT)/%/stage.json
-	@echo '$(OUT)/$* is up to date'
+	@test ! -f $< || echo '$(OUT)/$* is up to date'
 
 $(OUT)/sft/stage.json: data/base/model.safetensors data/demonstrations.jsonl
 $(OUT)/rm/stage.json:  $(OUT)/sft/stage.json data/prompts/rm.jsonl

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",  # everything the stages read is in the repository
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL's trainers report usage otherwise
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # no usage reports
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each load of a 4 MB model says nothing
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",  # set explicitly, or the tokenizers warn after every fork

@@ -105,7 +105,7 @@ def save_checkpoint(
 
     Args:
         folder: what `writing` yields.
-        model: the bare model, not accelerate's wrapper.
+        model: the trained model.
         options: the stage's options, a dataclass.
         metrics: the final metrics.
         started: `time.time()` at the start of the stage.

@@ -19,13 +19,11 @@ from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 from annotated_types import Ge, MinLen
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     GetPydanticSchema,
     SkipValidation,
     Strict,
     TypeAdapter,
     ValidationError,
-    with_config,
 )
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
@@ -73,7 +71,6 @@ def _has_equal_lengths(ranking: "Ranking") -> "Ranking":
 Text = Annotated[str, AfterValidator(_is_unicode)]
 
 
-@with_config(ConfigDict(extra="allow"))
 class _Message(TypedDict):
     role: Literal["user", "assistant"]
     content: Annotated[Text, AfterValidator(_is_not_blank)]
@@ -83,7 +80,6 @@ class _Message(TypedDict):
 Messages = list[Annotated[dict[str, str], GetPydanticSchema(lambda _, handler: handler(_Message))]]
 
 
-@with_config(ConfigDict(extra="allow"))
 class Prompt(TypedDict):
     """A conversation to respond to. The optional keys describe prompts of the mini world.
 
@@ -113,7 +109,6 @@ class Ranking(Prompt):
     labeler: NotRequired[SkipValidation[str]]
 
 
-@with_config(ConfigDict(extra="allow"))
 class PlainText(TypedDict):
     """TRL's language-modelling format."""
 

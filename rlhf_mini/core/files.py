@@ -48,7 +48,7 @@ def write_jsonl(path: str | Path, items: Iterable[Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if there is no such file. Raises UserError if it is damaged."""
-    return parse_object(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
+    return parse_object(_text(path), path) if path.is_file() else {}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -58,7 +58,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    return [parse_object(line, path) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [parse_object(line, path) for line in _text(path).split("\n") if line.strip()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged, or was not written by this project: make it again")
 
 
 def parse_object(text: str, path: Path) -> dict[str, Any]:
@@ -68,7 +79,7 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged, or was not written by this project: make it again")
+        raise _damaged(path)
     return value
 
 

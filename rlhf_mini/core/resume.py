@@ -34,7 +34,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, versions
 from rlhf_mini.core.console import console
 from rlhf_mini.core.files import plain, replacing, sha256
 
-FORMAT = 2  # of the file; increase it when older code would misread it
+FORMAT = 3  # of the file; increase it when older code would misread it
 
 Tensors = dict[str, dict[str, torch.Tensor]]  # groups such as a model's state_dict, by name
 

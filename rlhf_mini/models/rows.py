@@ -5,7 +5,7 @@
     rows.sum(x)                            # x (N,) -> (2,)
 
 Everything in a transformer except attention works token by token, so the token beside it in memory does not matter.
-Only for attention are rows padded: `unpack`, `attend`, `pack`. `Cache` does the same for decoding, one new token per row.
+Only for attention are rows padded: `unpack`, `attend`, `pack`. `Cache` does the same for decoding, a token per row.
 
 Shapes: B rows, T the longest of them, N tokens in all, C tokens a cache has room for, H heads, D width of a head.
 """
@@ -22,7 +22,10 @@ class Rows:
     """Where the tokens of B rows are when the rows lie end to end."""
 
     def __init__(self, lengths: Tensor | Sequence[int], cache: "Cache | None" = None, device: Any = None) -> None:
-        """`lengths` (B,), each at least 1. A forward pass fills `cache` with the keys and values of these tokens."""
+        """`lengths` (B,), each at least 1; a row of 0 tokens has no `first` and `last`, but `sum` and `unpack` know it.
+
+        A forward pass fills `cache` with the keys and values of these tokens.
+        """
         self.lengths = torch.as_tensor(lengths, device=device)  # (B,)
         self.cache = cache
         self.shape = len(self.lengths), int(self.lengths.max())  # B, T

@@ -124,10 +124,12 @@ def sequence_logprobs(
 
     The mean difference between a policy and its reference, over the policy's own samples, estimates their KL.
     """
+    if not responses:
+        return []
     encoded = [response_ids(tokenizer, response) for response in responses]
     with torch.no_grad():
         found = response_logprobs(model, [prompt.ids for prompt in prompts], encoded, temperature)
-    return Rows([len(ids) for ids in encoded], device=model.device).sum(found.logprobs).tolist() if encoded else []
+    return Rows([len(ids) for ids in encoded], device=model.device).sum(found.logprobs).tolist()
 
 
 def text_loss(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:

@@ -31,7 +31,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Message
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
     """Tokens of a response that comes as text (a person's, or one of a rankings file), with the end of text if `ended`.
 
-    The chat template says what stands around it: whether a space comes first, and how the turn ends.
+    The chat template decides what surrounds it: whether a space comes first, and how the turn ends.
     """
     question = [{"role": "user", "content": "?"}]
     start = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)

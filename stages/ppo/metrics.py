@@ -46,7 +46,7 @@ def step_metrics(new_logprobs: Tensor, logprobs: Tensor, entropy: Tensor) -> dic
         "policy/entropy": entropy.mean(),
         "policy/approx_kl": losses.approx_kl(new_logprobs, logprobs),
         "policy/ratio_mean": ratio.mean(),
-        "policy/ratio_variance": ratio.var(),
+        "policy/ratio_variance": ratio.var(correction=min(1, len(ratio) - 1)),  # of a single token 0, not NaN
         "policy/first_ratio_error": (ratio - 1).abs().max(),
     }
 

@@ -23,7 +23,7 @@ from stages.ppo.rewards import Reward, of_function, of_model
 
 @dataclass
 class Models:
-    """Two models that learn, one that stays as it is, and the reward."""
+    """The two trained models, the frozen reference, and the reward."""
 
     policy: Any
     value_model: Any

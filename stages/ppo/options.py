@@ -15,17 +15,19 @@ Share = Annotated[float, Ge(0), Le(1)]
 class PPOOptions(RunOptions):
     """Options of `python -m stages.ppo`. B is `episodes`, the batch of one update."""
 
-    # Where things are
+    # Paths
     seed: NonNegativeInt = option(0, "Seed of the order of prompts and of the sampling.")
     prompts: str = option("data/prompts/ppo.jsonl", "Prompts to train on.")
     validation_prompts: str = option(
         "data/prompts/validation.jsonl", "Prompts that the finished policy is measured on."
     )
-    device: Literal["cpu", "auto"] = option("cpu", "cpu, or auto for the best device that is there.")
+    device: Literal["cpu", "auto"] = option("cpu", "cpu, or auto for the best available device.")
 
     # Rollout
     updates: PositiveInt = option(60, "PPO iterations: each samples EPISODES responses and learns from them.")
-    episodes: Annotated[int, Ge(8)] = option(64, "Batch size: responses sampled in one iteration.")
+    episodes: Annotated[int, Ge(8)] = option(
+        64, "Batch size: responses sampled in one iteration; at least 8, as advantages are whitened over them."
+    )
     max_new_tokens: PositiveInt = option(48, "Tokens after which a response is truncated.")
     temperature: PositiveFloat = option(
         0.7, "Divides the logits, when sampling and in every log-probability (InstructGPT: 1)."

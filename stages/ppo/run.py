@@ -128,6 +128,8 @@ class PPORun:
         self.prompts = encode_prompts(tokenizer, messages)
         check_prompt_lengths(policy, self.prompts, options.max_new_tokens)
         self.ptx_texts, held_out = metrics.split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
+        if options.ptx_coef and not self.ptx_texts:
+            raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
         self.validation = metrics.Validation(self.models, options, held_out)
         self.learner = Learner(self.models, options)
         self.metrics: dict[str, float] = {}
@@ -242,7 +244,7 @@ def collapse(rollout: dict[str, float], options: PPOOptions) -> Fault | None:
 
 
 def batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
-    """Batches without end, except for the first `skip`: pass after pass over all items, each pass in a new order."""
+    """Endless batches, starting after the first `skip`: pass after pass over all items, each pass in a new order."""
     rng = random.Random(seed)
     endless = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
     for number in count():

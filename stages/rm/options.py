@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.options import RunOptions, option, options
 
@@ -18,7 +18,7 @@ class RMOptions(RunOptions):
         "", "JSONL of rankings to train on, people's for example, instead of sampling and ranking anew."
     )
     prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")
-    num_prompts: int = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
+    num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
     num_responses: Annotated[int, Ge(2), Le(9)] = option(4, "K, responses to each prompt (InstructGPT: 4 to 9).")
     max_new_tokens: PositiveInt = option(48, "Longest response that is sampled.")
     temperature: PositiveFloat = option(0.7, "Temperature of the samples (InstructGPT: 1).")
@@ -30,9 +30,9 @@ class RMOptions(RunOptions):
     num_train_epochs: PositiveFloat = option(1.0, "Passes over the rankings; InstructGPT saw overfitting after one.")
     batch_size: PositiveInt = option(16, "Prompts in one step, all K responses each (InstructGPT: 64).")
     learning_rate: PositiveFloat = option(1e-3, "Peak learning rate; follows a cosine to 10 % of it, without warmup.")
-    weight_decay: float = option(0.0, "AdamW's weight decay.")
-    adam_beta1: float = option(0.9, "AdamW's decay rate of the mean gradient.")
-    adam_beta2: float = option(0.95, "AdamW's decay rate of the mean squared gradient.")
+    weight_decay: NonNegativeFloat = option(0.0, "AdamW's weight decay.")
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = option(0.9, "AdamW's decay rate of the mean gradient.")
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = option(0.95, "AdamW's decay rate of the mean squared gradient.")
     save_steps: NonNegativeInt = option(50, "Steps between two saves to resume from if the stage is killed (0: none).")
 
     demonstrations: str = option(
@@ -40,7 +40,7 @@ class RMOptions(RunOptions):
     )
     normalization_size: PositiveInt = option(300, "Demonstrations whose mean score becomes the zero of the scale.")
     validation: str = option("data/prompts/validation.jsonl", "JSONL of prompts on which the reward model is measured.")
-    num_validation_prompts: int = option(300, "Use only the first NUM_VALIDATION_PROMPTS of them (0: all).")
+    num_validation_prompts: NonNegativeInt = option(300, "Use only the first NUM_VALIDATION_PROMPTS of them (0: all).")
     heldout_labelers: str = option(
         "rlhf_mini.world.labelers:heldout_labelers",
         "package.module:function that returns labelers whose rankings train nothing.",

@@ -161,7 +161,7 @@ def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     rows = Rows([len(ids) for ids in responses], device=model.device)
     input_ids = torch.tensor([token for ids in responses for token in ids], device=model.device)  # (N,)
     with forward_pass(model) as forward:
-        return forward(input_ids, rows, keep=rows.last).squeeze(-1)
+        return forward(input_ids, rows, keep=rows.last).squeeze(-1).float()
 
 
 # --- rankings --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.options import RunOptions, option, options
 
@@ -23,9 +23,9 @@ class SFTOptions(RunOptions):
     num_train_epochs: PositiveFloat = option(2.0, "Passes over the demonstrations (InstructGPT: 16).")
     batch_size: PositiveInt = option(32, "Demonstrations in one step (InstructGPT: 32).")
     learning_rate: PositiveFloat = option(7e-4, "Peak learning rate; follows a cosine to 10 % of it, without warmup.")
-    weight_decay: float = option(0.0, "AdamW's weight decay.")
-    adam_beta1: float = option(0.9, "AdamW's decay rate of the mean gradient.")
-    adam_beta2: float = option(0.95, "AdamW's decay rate of the mean squared gradient.")
+    weight_decay: NonNegativeFloat = option(0.0, "AdamW's weight decay.")
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = option(0.9, "AdamW's decay rate of the mean gradient.")
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = option(0.95, "AdamW's decay rate of the mean squared gradient.")
     save_steps: NonNegativeInt = option(50, "Steps between two saves to resume from if the stage is killed (0: none).")
     dropout: Annotated[float, Ge(0), Lt(1)] = option(
         0.0, "Residual dropout while training (InstructGPT: 0.2); the checkpoint has none."

@@ -145,7 +145,7 @@ def split(
     if len(demonstrations) < 2:
         raise UserError("one demonstration is too few: one is held out to measure the validation loss; add some")
     shuffled = random.Random(seed).sample(demonstrations, len(demonstrations))
-    number = max(1, round(share * len(shuffled)))
+    number = min(max(1, round(share * len(shuffled))), len(shuffled) - 1)
     return shuffled[number:], shuffled[:number]
 
 

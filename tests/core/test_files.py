@@ -48,10 +48,10 @@ def test_json_is_read_back(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent.json") == {} and read_jsonl(tmp_path / "absent.jsonl") == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": "\udcff"}'])  # the last is no UTF-8
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a.json").write_text(content)
-    (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{content or "]"}\n')
+    (tmp_path / "a.json").write_text(content, errors="surrogateescape")
+    (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{content or "]"}\n', errors="surrogateescape")
     for read in (read_json, read_jsonl):
         path = tmp_path / ("a.json" if read is read_json else "a.jsonl")
         with pytest.raises(UserError) as caught:

@@ -338,7 +338,7 @@ def test_another_command_starts_over_and_says_why(
 def test_a_damaged_file_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resume, after = saved(tmp_path, {"--seed": 3})
     whole = resume.path.read_bytes()
-    damaged = [b"", whole[:7], whole[:-1], whole + b" ", whole.replace(b'"format":"2"', b'"format":"1"')]
+    damaged = [b"", whole[:7], whole[:-1], whole + b" ", whole.replace(b'"format":"3"', b'"format":"1"')]
     damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 7)]
     for content in damaged:
         resume.path.write_bytes(content)

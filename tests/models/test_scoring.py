@@ -201,6 +201,11 @@ def test_texts(nano_base: Path) -> None:
         assert total == pytest.approx(logprobs.gather(-1, torch.tensor([ids]).T).sum().item(), abs=1e-4)
 
 
+def test_no_responses_have_no_logprobs(nano_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(nano_base)
+    assert sequence_logprobs(GPT2LMHeadModel(config(len(tokenizer))), tokenizer, [], []) == []
+
+
 def test_the_scalar_head_starts_small(nano_base: Path) -> None:
     """A standard deviation of 1 / sqrt(d + 1) and no bias; the seed decides the weights."""
     heads = [with_scalar_head(nano_base, seed).score for seed in range(8)]

@@ -24,6 +24,7 @@ from stages.ppo.losses import (
     value_loss,
     whiten,
 )
+from stages.ppo.metrics import step_metrics
 
 T, F = True, False
 
@@ -164,3 +165,9 @@ def test_the_controller_reaches_its_target() -> None:
     for _ in range(300):
         kl_coef = adapt_kl_coef(kl_coef, 1 / kl_coef, 4.0, 640, 64)
     assert 1 / kl_coef == pytest.approx(4.0, rel=0.02)
+
+
+def test_the_metrics_of_one_token_are_finite() -> None:
+    """A minibatch of one response that is only eos is no fault."""
+    metrics = step_metrics(torch.tensor([-1.0]), torch.tensor([-1.2]), torch.tensor([0.5]))
+    assert all(math.isfinite(value) for value in metrics.values()) and metrics["policy/ratio_variance"] == 0

@@ -205,3 +205,11 @@ def test_the_seed_alone_decides_the_batches():
     assert length_bucketed_batches(lengths, 4, 30, seed=0) == batches[:30]  # whatever the length of the training
     assert batches[:25] != batches[25:50] != batches[50:] != batches[:25]
     assert length_bucketed_batches(lengths, 4, 25, seed=1) != batches[:25]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.96])
+@pytest.mark.parametrize("number", [2, 10])
+def test_some_are_held_out_and_some_are_left_to_train_on(number: int, share: float) -> None:
+    all_of_them = [demonstration(str(n), "a") for n in range(number)]
+    training, held_out = sft.split(all_of_them, share, seed=0)
+    assert training and held_out and len(training) + len(held_out) == number

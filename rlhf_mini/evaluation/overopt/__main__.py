@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
 from rlhf_mini.core.console import UserError, console, run, track
@@ -48,7 +48,7 @@ class OveroptOptions(RunOptions):
     """Options of `python -m rlhf_mini.evaluation.overopt`."""
 
     out: str = option("", "Where the results go (default: RUNS_DIR/RUN/overopt.json).")
-    seed: int = option(0, "Seed of the trainings and of the responses.")
+    seed: NonNegativeInt = option(0, "Seed of the trainings and of the responses.")
 
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: PositiveInt = option(128, "Use only the first NUM_PROMPTS of them.")
