@@ -52,7 +52,7 @@ class Token:
     ref_logprob: float
     """The same of the SFT model."""
     kl: float
-    """KL(policy || SFT) of the two whole distributions at this place, in nats."""
+    """KL(policy || SFT) of the full next-token distributions at this position, in nats."""
     reward: float
     """-kl_coef * (logprob - ref_logprob), plus the score at the last token; in units of the score."""
     value: float
@@ -60,7 +60,7 @@ class Token:
     advantage: float
     """GAE, not whitened."""
     instead: str
-    """The token that the SFT model holds likeliest here."""
+    """The token that is most likely under the SFT model here."""
     instead_logprob: float
     """log p of that token under the SFT model."""
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 def in_parallel(*tasks: Callable[[], T]) -> list[T]:
     """The results of the tasks, in their order. One after the other if torch has one thread.
 
-    The numbers do not depend on which of them ends first, but, in their last digits, on the number of threads.
+    The numbers do not depend on which task finishes first; their last digits depend on the number of threads.
     """
     threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
     workers = min(len(tasks), threads)
@@ -39,5 +39,5 @@ def in_parallel(*tasks: Callable[[], T]) -> list[T]:
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Kept, as a new thread would have to ask for all its memory anew."""
+    """Cached: a new thread would have to allocate its memory again."""
     return ThreadPoolExecutor(workers)

@@ -1,4 +1,4 @@
-"""What models say about given responses: reward-model scores, per-token values, log-probabilities.
+"""What given responses are worth to models: reward-model scores, per-token values, log-probabilities.
 
 A row is a prompt and its response, without a gap. The models see rows laid end to end (rows.py), so every token has the
 position it has in a text of its own, and no padding is computed.
@@ -62,12 +62,12 @@ def in_buckets(
     """Runs `one_pass(prompts, responses)` on `bucket_size` rows of similar length at a time.
 
     Attention pads its rows, and a small pass fits into the caches. Without gradients the passes run in parallel; with
-    them, the caller knows better what goes together.
+    them, the caller decides what runs in parallel.
 
     Returns:
         B tensors, what `one_pass` gives for each row, in the order of the rows. Gradients flow through.
     """
-    # Longest first: in parallel, short ones then fill what is left of the time.
+    # Longest first: in parallel, short ones then fill the gaps at the end.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(responses[row]))
     buckets = [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
     passes = [partial(one_pass, [prompts[r] for r in bucket], [responses[r] for r in bucket]) for bucket in buckets]

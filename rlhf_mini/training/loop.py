@@ -72,7 +72,7 @@ def train(
     """Trains `model` on batches of `examples`. Logs every step in `folder`/metrics.jsonl.
 
     Args:
-        model: in train mode if it is to have dropout, or else in eval mode.
+        model: in train mode for dropout, in eval mode without.
         objective: computes the loss of a batch.
         resume: of this stage; `folder` is where the stage writes its files.
         saved: what `resume.load` returned; None starts from the beginning.

@@ -71,7 +71,7 @@ def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """What a rollout of B prompts leaves behind: n response tokens, end to end. No gradient flows through it."""
+    """The data of a rollout of B prompts: n response tokens, end to end. No gradient flows through it."""
 
     prompts: list[EncodedPrompt]  # B
     responses: list[Response]  # B

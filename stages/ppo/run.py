@@ -138,7 +138,7 @@ class PPORun:
         self.warned = False
 
     def start(self, resume: Resume, folder: Path) -> None:
-        """Goes on from the last save, if there is one, also in the data."""
+        """Resumes from the last save, if any, at the same place in the data."""
         options = self.options
         self.resume, self.folder, self.log = resume, folder, MetricsLog(folder / "metrics.jsonl")
         if saved := resume.load(folder):
@@ -228,7 +228,7 @@ class PPORun:
 
 
 def collapse(rollout: dict[str, float], options: PPOOptions) -> Fault | None:
-    """What says that the policy of this rollout is lost although its numbers are finite."""
+    """A Fault if the policy has collapsed although all metrics are finite, else None."""
     if options.max_kl > 0 and rollout["objective/kl"] > options.max_kl:
         return Fault(
             f"the KL to the SFT model, {rollout['objective/kl']:.1f} nats, is above --max_kl",

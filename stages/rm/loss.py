@@ -19,7 +19,7 @@ def k_wise_loss(scores: torch.Tensor, ranks: torch.Tensor, mask: torch.Tensor) -
         mask: (B, K) bool, True on real responses; a prompt may have fewer than K.
 
     Returns:
-        Scalar, the mean over the B prompts. What stands in masked places has no influence.
+        Scalar, the mean over the B prompts. Values at masked positions have no effect.
     """
     scores = scores.masked_fill(~mask, 0.0)  # (B, K): whatever stands there, NaN too, gets no gradient
     both_real = mask[:, :, None] & mask[:, None, :]  # (B, K, K)

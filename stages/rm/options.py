@@ -14,9 +14,7 @@ class RMOptions(RunOptions):
 
     seed: NonNegativeInt = option(0, "Seed of the samples, of who ranks what, of the head and of the order.")
 
-    rankings: str = option(
-        "", "JSONL of rankings to train on, people's for example, instead of sampling and ranking anew."
-    )
+    rankings: str = option("", "JSONL of rankings to train on, for example people's; replaces sampling and ranking.")
     prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")
     num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
     num_responses: Annotated[int, Ge(2), Le(9)] = option(4, "K, responses to each prompt (InstructGPT: 4 to 9).")
