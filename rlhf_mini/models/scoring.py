@@ -1,4 +1,4 @@
-"""What given responses are worth to models: reward-model scores, per-token values, log-probabilities.
+"""Reward-model scores, per-token values and log-probabilities of given responses.
 
 A row is a prompt and its response, without a gap. The models see rows laid end to end (rows.py), so every token has the
 position it has in a text of its own, and no padding is computed.
