@@ -16,7 +16,6 @@ that comes from seeds is too narrow: where seeds matter more than prompts, such 
 cases of four, not in 95 of 100. Runs that differ in more are rated side by side.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from rlhf_mini.core.bootstrap import Estimate, divide, interval, resampled_ratio
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.examples import Prompt, read_demonstrations, read_prompts
-from rlhf_mini.core.files import write_json
+from rlhf_mini.core.files import read_json, write_json
 from rlhf_mini.core.options import command_line, option, options, parse_options
 from rlhf_mini.evaluation import compare
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES, Row
@@ -254,10 +253,9 @@ def ratio(values: "Sequence[np.ndarray]", seed: int) -> Estimate:
 
 def read_evaluation(path: Path, make: str) -> dict[str, Any]:
     """An evaluate.json. UserError if it does not exist; `make` is the command that makes it."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist yet: run `{make}`") from None
+    if not path.is_file():
+        raise UserError(f"{path} does not exist yet: run `{make}`")
+    content = read_json(path)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this project: run `{make}`")
     return content

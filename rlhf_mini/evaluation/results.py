@@ -7,7 +7,6 @@ docs/overopt.json.
 """
 
 import argparse
-import json
 import math
 import shlex
 import statistics
@@ -17,7 +16,7 @@ from typing import Any
 
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, run
-from rlhf_mini.core.files import replacing
+from rlhf_mini.core.files import read_json, replacing
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import DECIMAL, TITLES, spent
 from rlhf_mini.evaluation.evaluate import EvaluateOptions, read_evaluation
@@ -75,11 +74,9 @@ def main() -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    try:
-        summary: dict[str, Any] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} was not evaluated yet: run `make evaluate RUN={folder.name}`") from None
-    return summary
+    if not (folder / "compare.json").is_file():
+        raise UserError(f"{folder} was not evaluated yet: run `make evaluate RUN={folder.name}`")
+    return read_json(folder / "compare.json")
 
 
 def page(

@@ -82,8 +82,9 @@ def gae(rewards: Tensor, values: Tensor, rows: Rows, gamma: float, gae_lambda: f
     next_values = values.roll(-1).index_fill(0, rows.last, 0.0)  # (n,)
     deltas = rewards + gamma * next_values - values  # (n,)
     advantages = deltas.clone()
+    first = rows.first
     for t in reversed(range(rows.shape[1] - 1)):  # backwards through time, all responses with a token t + 1 together
-        here = rows.first[rows.lengths > t + 1] + t
+        here = first[rows.lengths > t + 1] + t
         advantages[here] = deltas[here] + gamma * gae_lambda * advantages[here + 1]
     return Advantages(advantages=advantages, returns=advantages + values)
 

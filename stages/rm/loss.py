@@ -22,10 +22,15 @@ def k_wise_loss(scores: torch.Tensor, ranks: torch.Tensor, mask: torch.Tensor) -
         Scalar, the mean over the B prompts. Values at masked positions have no effect.
     """
     scores = scores.masked_fill(~mask, 0.0)  # (B, K): whatever stands there, NaN too, gets no gradient
-    both_real = mask[:, :, None] & mask[:, None, :]  # (B, K, K)
-    better = (ranks[:, :, None] < ranks[:, None, :]) & both_real  # (B, K, K): [b, w, l] = w is ranked above l
+    better = better_pairs(ranks, mask)  # (B, K, K)
     margins = scores[:, :, None] - scores[:, None, :]  # (B, K, K): r(x, y_w) - r(x, y_l)
     sums = (F.logsigmoid(margins) * better).sum((1, 2))  # (B,)
     responses = mask.sum(1)  # (B,), K of each prompt
     couples = (responses * (responses - 1) / 2).clamp(min=1)  # (B,), C(K, 2)
     return -(sums / couples).mean()
+
+
+def better_pairs(ranks: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[b, w, l] is True where response w of prompt b is ranked above response l, and both are real: (B, K, K) bool."""
+    both_real = mask[:, :, None] & mask[:, None, :]  # (B, K, K)
+    return (ranks[:, :, None] < ranks[:, None, :]) & both_real

@@ -51,7 +51,7 @@ from rlhf_mini.models.scoring import score_texts, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
 from rlhf_mini.training.loop import Objective, train
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
-from stages.rm.loss import k_wise_loss
+from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
 
 T = TypeVar("T")
@@ -150,8 +150,8 @@ def objective(model: PreTrainedModel, batch: Sequence[Example]) -> Objective:
     ranks = groups.unpack(torch.tensor([rank for example in batch for rank in example.ranks], device=model.device))
     mask = torch.arange(ranks.shape[1], device=model.device) < groups.lengths.unsqueeze(1)  # (B, K)
     with torch.no_grad():
-        better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]  # (B, K, K)
-        accuracy = (scores[:, :, None] > scores[:, None, :])[better].float().mean()
+        margins = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
+        accuracy = (margins[better_pairs(ranks, mask)] > 0).float().mean()
     return Objective(k_wise_loss(scores, ranks, mask), {"accuracy": accuracy})
 
 

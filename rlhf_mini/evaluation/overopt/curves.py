@@ -3,7 +3,6 @@
 Shapes: P prompts, S samples of each, n the number chosen from, m points of a curve.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.files import plain
+from rlhf_mini.core.files import plain, read_json
 
 FORMAT = 1  # of overopt.json
 BEST_OF_N = "best of n"  # the title of that curve
@@ -143,7 +142,7 @@ def read_study(path: Path) -> dict[str, Any] | None:
     """An overopt.json, None if there is none. UserError if another version wrote it."""
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this project: run `make overopt`")
     return content
