@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_mini.core.files import Number
+
 RESAMPLES = 2000
 
 
@@ -19,9 +21,9 @@ RESAMPLES = 2000
 class Estimate:
     """A mean with its 95 % interval; NaN where there is nothing to average."""
 
-    mean: float
-    low: float
-    high: float
+    mean: Number
+    low: Number
+    high: Number
 
 
 def resample_weights(prompts: int, runs: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -59,8 +61,8 @@ def resampled_ratios(
     return divide(weights @ numerators, weights @ denominators)
 
 
-def interval(samples: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of each column of `samples`, ignoring NaN.
+def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval of each column of `samples`, ignoring NaN.
 
     Args:
         samples: (S, m).
@@ -68,9 +70,10 @@ def interval(samples: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray,
     Returns:
         low (m,) and high (m,); NaN for a column that is all NaN.
     """
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     columns = [column[~np.isnan(column)] for column in samples.T]
-    low, high = np.array([np.quantile(column, tails) if column.size else (np.nan, np.nan) for column in columns]).T
+    low, high = np.array(
+        [np.quantile(column, [0.025, 0.975]) if column.size else (np.nan, np.nan) for column in columns]
+    ).T
     return low, high
 
 

@@ -8,9 +8,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
+
+from pydantic import BeforeValidator
 
 from rlhf_mini.core.console import UserError
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float that may be NaN, which JSON has as null: `plain` writes it so, pydantic reads it back."""
 
 
 @contextmanager

@@ -24,10 +24,10 @@ from rlhf_mini.core.examples import Demonstration, Prompt, read_demonstrations, 
 from rlhf_mini.core.files import write_json, write_jsonl
 from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
 from rlhf_mini.core.rankings import load_labelers
-from rlhf_mini.evaluation import figures
+from rlhf_mini.evaluation import summary as summaries
 from rlhf_mini.evaluation.answers import Answer, Row, mixed
-from rlhf_mini.evaluation.figures import Group, Summary
 from rlhf_mini.evaluation.runs import find_checkpoints, provenance
+from rlhf_mini.evaluation.schema import Group, Spent, Summary
 from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
 from rlhf_mini.world.gold import WEIGHTS
 
@@ -129,15 +129,15 @@ def measure(
     sampling = options.sampling()
     rows = responses.collect(stages, reward_model, examples, responses.load_judges(options.labelers), sampling)
     lengths = responses.demonstration_lengths(demonstrations, stages["sft"].tokenizer)
-    groups = figures.grouped(rows, lengths, options.seed)
+    groups = summaries.grouped(rows, lengths, options.seed)
     counts = responses.reward_model_counts(
         stages["sft"], reward_model, examples[: options.num_rm_prompts], load_labelers(options.labelers), sampling,
         options.num_responses,
     )  # fmt: skip
     summary = Summary(
-        headline=figures.headline(groups, figures.reward_model_accuracy(counts, options.seed)),
-        use_cases_below_sft=figures.below_sft(groups),
-        cost={name: {key: c.info[key] for key in ("seconds", "peak_memory_mb")} for name, c in checkpoints.items()},
+        headline=summaries.headline(groups, summaries.reward_model_accuracy(counts, options.seed)),
+        use_cases_below_sft=summaries.below_sft(groups),
+        cost={name: Spent(c.info["seconds"], c.info["peak_memory_mb"]) for name, c in checkpoints.items()},
         groups=groups,
         demonstrated_tokens=lengths,
         provenance=provenance(options, command, checkpoints),
@@ -254,16 +254,16 @@ def headline_table(summary: Summary) -> Table:
     for name, estimate in summary.headline.items():
         table.add_row(TITLES[name], *cells(estimate, decimal if name.startswith(DECIMAL) else percent))
     table.add_row("use cases with PPO's gold below SFT's", ", ".join(summary.use_cases_below_sft) or "none")
-    seconds, memory = spent(summary.cost)
-    table.add_row("SFT, RM and PPO took, s", f"{seconds:.0f}")
-    table.add_row("their peak memory, MB", f"{memory:.0f}")
+    together = spent(summary.cost)
+    table.add_row("SFT, RM and PPO took, s", f"{together.seconds:.0f}")
+    table.add_row("their peak memory, MB", f"{together.peak_memory_mb:.0f}")
     return table
 
 
-def spent(cost: dict[str, dict[str, float]]) -> tuple[float, float]:
-    """What SFT, RM and PPO cost together: seconds, and the peak of their memory in MB."""
+def spent(cost: dict[str, Spent]) -> Spent:
+    """What SFT, RM and PPO cost together."""
     trained = [of_stage for stage, of_stage in cost.items() if stage != "base"]
-    return sum(of_stage["seconds"] for of_stage in trained), max(of_stage["peak_memory_mb"] for of_stage in trained)
+    return Spent(sum(one.seconds for one in trained), max(one.peak_memory_mb for one in trained))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ cases of four, not in 95 of 100. Runs that differ in more are rated side by side
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.table import Table
@@ -28,13 +28,24 @@ from rlhf_mini.core.bootstrap import Estimate, divide, interval, resampled_ratio
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.examples import Prompt, read_demonstrations, read_prompts
-from rlhf_mini.core.files import read_json, write_json
+from rlhf_mini.core.files import write_json
 from rlhf_mini.core.options import command_line, option, options, parse_options
 from rlhf_mini.evaluation import compare
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES, Row
 from rlhf_mini.evaluation.compare import CompareOptions
-from rlhf_mini.evaluation.figures import Group, Summary, grouped
 from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.schema import (
+    ByJudge,
+    ByStage,
+    Evaluation,
+    Gold,
+    Group,
+    PooledEvaluation,
+    Probed,
+    Provenance,
+    Summary,
+)
+from rlhf_mini.evaluation.summary import grouped
 from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
 
 if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should not wait
@@ -42,7 +53,6 @@ if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should n
 
     from rlhf_mini.evaluation.probes import Values
 
-FORMAT = 1  # of evaluate.json
 SAME = ("sft", "rm", "ppo")  # stages whose options must be the same, except for the seed, for runs to be pooled
 BY_RUN = ("gold", "rm_score", "kl", "tokens", "eos", "wins/heldout", "wins/gold")
 
@@ -119,18 +129,16 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
         values = probes.measure(stages, rows, options.samples, of_run.sampling())
         compare.write(of_run, rows, summary)
         measured[name] = Measured(rows, summary, values)
-        alone = pooled({name: measured[name]}, examples, options)
-        together = {"format": FORMAT, **alone, "options": asdict(options)}
-        write_json(of_run.run_dir / "evaluate.json", together)
+        evaluation: Evaluation = pooled({name: measured[name]}, examples, options)
+        write_json(of_run.run_dir / "evaluate.json", evaluation)
     if len(measured) > 1:
-        combine = pooled if poolable else side_by_side
-        together = {"format": FORMAT, **combine(measured, examples, options), "options": asdict(options)}
-    show(together)
+        evaluation = (pooled if poolable else side_by_side)(measured, examples, options)
+    show(evaluation)
     for name in measured:
         console.print(f"evaluate: {runs_dir / name / 'evaluate.json'} written", soft_wrap=True)
     if len(measured) > 1:
         out = Path(options.out or runs_dir / "evaluate.json")
-        write_json(out, together)
+        write_json(out, evaluation)
         console.print(f"evaluate: {out} written", soft_wrap=True)
 
 
@@ -162,52 +170,40 @@ def can_be_pooled(found: dict[str, dict[str, Checkpoint]]) -> bool:
 # --- evaluate.json ---------------------------------------------------------------------------------------------------
 
 
-def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> dict[str, Any]:
-    """The content of evaluate.json for one run, or for several together, each estimate with its 95 % interval."""
-    from rlhf_mini.evaluation import pairs, probes
+def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> PooledEvaluation:
+    """What one run, or several together, came to."""
+    from rlhf_mini.evaluation import pairs
 
     runs, each, seed = len(measured), list(measured.values()), options.seed
     rows = [row for one in each for row in one.rows]
     groups = grouped(rows, each[0].summary.demonstrated_tokens, seed, runs)
-    return {
-        "runs": list(measured),
-        "prompts": groups["all"].prompts,
-        "stages": {
+    return PooledEvaluation(
+        **vars(side_by_side(measured, examples, options)),
+        stages={
             stage: {name: estimate for name, estimate in estimates.items() if not name.startswith("wins/")}
             for stage, estimates in groups["all"].stages.items()
         },
-        "win_rates": pairs.win_rates(rows, runs, seed),
-        "length_controlled": pairs.length_controlled_win_rates(rows, runs, seed),
-        "bradley_terry": ratings(measured, examples, options),
-        "use_cases": by_group(groups, "use_case/"),
-        "novel": by_group(groups, "novel/"),
-        "probes": {
-            name: vars(probe)
-            | {
-                "prompts": len(each[0].probes[name]["sft"]),
-                "stages": {stage: ratio([one.probes[name][stage] for one in each], seed) for stage in STAGES},
-            }
-            for name, probe in probes.PROBES.items()
-        },
-        "by_run": by_run(measured),
-        "provenance": provenance(measured),
-    }
+        win_rates=pairs.win_rates(rows, runs, seed),
+        length_controlled=pairs.length_controlled_win_rates(rows, runs, seed),
+        use_cases=by_group(groups, "use_case/"),
+        novel=by_group(groups, "novel/"),
+        probes=probed([one.probes for one in each], seed),
+    )
 
 
-def side_by_side(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> dict[str, Any]:
-    """The same for runs that differ in more than the seed: a mean over them would say nothing, but ratings do."""
-    return {
-        "runs": list(measured),
-        "prompts": len(examples),
-        "bradley_terry": ratings(measured, examples, options),
-        "by_run": by_run(measured),
-        "provenance": provenance(measured),
-    }
+def side_by_side(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> Evaluation:
+    """What runs came to that differ in more than the seed."""
+    return Evaluation(
+        runs=list(measured),
+        prompts=len(examples),
+        bradley_terry=ratings(measured, examples, options),
+        by_run=by_run(measured),
+        provenance=provenance(measured),
+        options=asdict(options),
+    )
 
 
-def ratings(
-    measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions
-) -> dict[str, dict[str, Estimate]]:
+def ratings(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> ByJudge:
     """Bradley-Terry ratings by judge and player."""
     from rlhf_mini.evaluation import pairs, responses
 
@@ -215,7 +211,7 @@ def ratings(
     return pairs.rate(rows, examples, responses.load_judges(options.labelers), options.seed)
 
 
-def by_run(measured: dict[str, Measured]) -> dict[str, Any]:
+def by_run(measured: dict[str, Measured]) -> dict[str, dict[str, ByStage]]:
     """A few measures of each run, by stage."""
     stages = {name: one.summary.groups["all"].stages for name, one in measured.items()}
     return {
@@ -224,20 +220,34 @@ def by_run(measured: dict[str, Measured]) -> dict[str, Any]:
     }
 
 
-def by_group(groups: dict[str, Group], prefix: str) -> dict[str, Any]:
-    """Gold of each stage, and PPO's win rate over SFT by the held-out labelers, of the groups named prefix + ..."""
+def by_group(groups: dict[str, Group], prefix: str) -> dict[str, Gold]:
+    """The groups named prefix + ..., the largest first."""
     return {
-        name.removeprefix(prefix): {
-            "prompts": group.prompts,
-            "gold": {stage: estimates["gold"] for stage, estimates in group.stages.items()},
-            "win_rate": group.stages["ppo"]["wins/heldout"],
-        }
+        name.removeprefix(prefix): Gold(
+            prompts=group.prompts,
+            gold={stage: estimates["gold"] for stage, estimates in group.stages.items()},
+            win_rate=group.stages["ppo"]["wins/heldout"],
+        )
         for name, group in sorted(groups.items(), key=lambda item: -item[1].prompts)
         if name.startswith(prefix)
     }
 
 
-def provenance(measured: dict[str, Measured]) -> dict[str, Any]:
+def probed(values: "Sequence[Values]", seed: int) -> dict[str, Probed]:
+    """What each probe found, from the values of each run."""
+    from rlhf_mini.evaluation import probes
+
+    return {
+        name: Probed(
+            **vars(probe),
+            prompts=len(values[0][name]["sft"]),
+            stages={stage: ratio([of_run[name][stage] for of_run in values], seed) for stage in STAGES},
+        )
+        for name, probe in probes.PROBES.items()
+    }
+
+
+def provenance(measured: dict[str, Measured]) -> dict[str, Provenance]:
     """What each run was measured on."""
     return {name: one.summary.provenance for name, one in measured.items()}
 
@@ -251,42 +261,36 @@ def ratio(values: "Sequence[np.ndarray]", seed: int) -> Estimate:
     return Estimate(float(divide(rows[:, 0].sum(), rows[:, 1].sum())), float(low[0]), float(high[0]))
 
 
-def read_evaluation(path: Path, make: str) -> dict[str, Any]:
-    """An evaluate.json. UserError if it does not exist; `make` is the command that makes it."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist yet: run `{make}`")
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} was written by another version of this project: run `{make}`")
-    return content
-
-
 # --- the console -----------------------------------------------------------------------------------------------------
 
 
-def show(content: dict[str, Any]) -> None:
+def show(evaluation: Evaluation) -> None:
     """The tables: win rates, ratings, probes and what is new."""
     console.print()
-    pooled_runs = "win_rates" in content
-    tables = [wins_table, ratings_table, probes_table, novel_table] if pooled_runs else [ratings_table, runs_table]
-    for table in tables:
-        console.print(table(content))
+    if isinstance(evaluation, PooledEvaluation):
+        console.print(wins_table(evaluation))
+        console.print(ratings_table(evaluation))
+        console.print(probes_table(evaluation))
+        console.print(novel_table(evaluation))
+    else:
+        console.print(ratings_table(evaluation))
+        console.print(runs_table(evaluation))
 
 
-def wins_table(content: dict[str, Any]) -> Table:
+def wins_table(evaluation: PooledEvaluation) -> Table:
     title = "Win rates, a tie counts one half"
     table = grid(title, "", "judge", "wins", "95 %", "length-controlled", left=2)
     rows = []
     for pair, of_pair in PAIRS.items():
         for judge, of_judge in JUDGES.items():
-            wins, controlled = (content[key][judge][pair] for key in ("win_rates", "length_controlled"))
+            wins, controlled = evaluation.win_rates[judge][pair], evaluation.length_controlled[judge][pair]
             title = of_pair if judge == "gold" else ""
             rows.append([title, of_judge, *cells(wins, percent), percent(controlled.mean)])
     return grid_of(table, rows)
 
 
-def ratings_table(content: dict[str, Any]) -> Table:
-    judges = content["bradley_terry"]
+def ratings_table(evaluation: Evaluation) -> Table:
+    judges = evaluation.bradley_terry
     columns = [column for judge in judges for column in (JUDGES[judge], "95 %")]
     table = grid("Bradley-Terry ratings, Elo points over the base", "", *columns)
     rows = []
@@ -296,32 +300,32 @@ def ratings_table(content: dict[str, Any]) -> Table:
     return grid_of(table, rows)
 
 
-def probes_table(content: dict[str, Any]) -> Table:
+def probes_table(evaluation: PooledEvaluation) -> Table:
     table = grid("Probes, and which way is better", "", "", *STAGES, left=2)
     rows = []
-    for probe in content["probes"].values():
-        form = percent if probe["unit"] == "share" else decimal
-        both = [cells(estimate, form) for estimate in probe["stages"].values()]
-        arrow = "\N{UPWARDS ARROW}" if probe["better"] == "higher" else "\N{DOWNWARDS ARROW}"
-        rows.append([arrow, probe["title"], *(f"{mean} ({span.replace('%', '')})" for mean, span in both)])
+    for probe in evaluation.probes.values():
+        form = percent if probe.unit == "share" else decimal
+        both = [cells(estimate, form) for estimate in probe.stages.values()]
+        arrow = "\N{UPWARDS ARROW}" if probe.better == "higher" else "\N{DOWNWARDS ARROW}"
+        rows.append([arrow, probe.title, *(f"{mean} ({span.replace('%', '')})" for mean, span in both)])
     return grid_of(table, rows)
 
 
-def runs_table(content: dict[str, Any]) -> Table:
+def runs_table(evaluation: Evaluation) -> Table:
     table = grid("Run by run", "", "SFT gold", "PPO gold", "95 %", "labelers", "95 %", "KL")
     rows = []
-    for name, of_run in content["by_run"].items():
+    for name, of_run in evaluation.by_run.items():
         gold, wins = of_run["gold"], of_run["wins/heldout"]["ppo"]
         kl = decimal(of_run["kl"]["ppo"].mean, 1)
         rows.append([name, decimal(gold["sft"].mean), *cells(gold["ppo"]), *cells(wins, percent), kl])
     return grid_of(table, rows)
 
 
-def novel_table(content: dict[str, Any]) -> Table:
+def novel_table(evaluation: PooledEvaluation) -> Table:
     table = grid("Gold where names or phrasings are new", "new (prompts)", *STAGES, "95 %")
-    for name, group in content["novel"].items():
-        base, sft, ppo = group["gold"].values()
-        table.add_row(f"{name} ({group['prompts']})", decimal(base.mean), decimal(sft.mean), *cells(ppo))
+    for name, group in evaluation.novel.items():
+        base, sft, ppo = group.gold.values()
+        table.add_row(f"{name} ({group.prompts})", decimal(base.mean), decimal(sft.mean), *cells(ppo))
     return table
 
 

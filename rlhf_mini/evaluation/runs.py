@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
 from rlhf_mini.core.files import sha256
+from rlhf_mini.evaluation.schema import Provenance, Weights
 from rlhf_mini.world.knowledge import data_sha256
 
 
@@ -23,15 +24,13 @@ def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
     return found
 
 
-def provenance(settings: Any, command: str, checkpoints: dict[str, Checkpoint]) -> dict[str, Any]:
-    """What was measured, and how to measure it again. `settings` are the command's options, with a `split`."""
-    return {
-        "command": command,
-        "options": dataclasses.asdict(settings),
-        "checkpoints": {
-            name: {"path": str(c.path), "sha256": c.sha256, "seed": c.info["seed"]} for name, c in checkpoints.items()
-        },
-        "split_sha256": sha256(Path(settings.split)),
-        "data_sha256": data_sha256(),
-        "versions": versions(),
-    }
+def provenance(settings: Any, command: str, checkpoints: dict[str, Checkpoint]) -> Provenance:
+    """Of what `settings`, a command's options with a `split`, measure on these checkpoints."""
+    return Provenance(
+        command=command,
+        options=dataclasses.asdict(settings),
+        checkpoints={name: Weights(str(c.path), c.sha256, c.info["seed"]) for name, c in checkpoints.items()},
+        split_sha256=sha256(Path(settings.split)),
+        data_sha256=data_sha256(),
+        versions=versions(),
+    )

@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 from pydantic import NonNegativeInt, PositiveFloat
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import Checkpoint, tool_command
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import plain, read_json, read_jsonl, replacing
+from rlhf_mini.core.files import plain, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
 from rlhf_mini.report.explorer import STAGES, Row, look_at, pack_explorer, pick
-from rlhf_mini.report.plots import Estimate
 from rlhf_mini.world.gold import WEIGHTS
 
 FOLDER = Path(__file__).parent
@@ -59,14 +61,19 @@ def write_report(settings: ReportOptions, command: str) -> Path:
     run_dir = settings.run_dir
     checkpoints = find_checkpoints(settings.run_dir, settings.base)
     rows = read_rows(run_dir)
-    evaluated = read_evaluation(run_dir, checkpoints)
-    overopt = read_overopt(run_dir, checkpoints)
+    evaluation = read_evaluation(run_dir, checkpoints)
+    study = read_study(run_dir, checkpoints)
     metrics = {stage: read_jsonl(run_dir / stage / "metrics.jsonl") for stage in ("sft", "rm", "ppo")}
     reward = checkpoints["ppo"].info["options"].get("reward", "")
 
     looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed))
     data = pack_explorer(rows, looks)
-    measured = {"evaluate.json": evaluated, "overopt.json": overopt}
+    provenance: dict[str, Any] = {
+        "this page": {"command": command, "options": dataclasses.asdict(settings)},
+        "evaluate.json": evaluation.provenance,
+    }
+    if study:
+        provenance["overopt.json"] = study.provenance
     page = template().render(
         run=settings.run,
         watts=settings.watts,
@@ -76,18 +83,17 @@ def write_report(settings: ReportOptions, command: str) -> Path:
         measures=data.measures,
         shown=len(data.prompts),
         compared=len(rows),
-        evaluated=evaluated,
-        summary=summary(evaluated, reward),
-        win_rates=plots.win_rates(evaluated),
+        evaluation=evaluation,
+        summary=summary(evaluation, reward),
+        win_rates=plots.win_rates(evaluation),
         curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
-        overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(overopt.get("scenarios", []))],
+        overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])],
         reward=reward,
         how_to_overopt=how_to(run_dir, "overopt"),
         costs=costs(checkpoints, metrics["ppo"], settings.watts),
         counted=COUNTED,
         checkpoints=checkpoints,
-        provenance={"this page": {"command": command, "options": dataclasses.asdict(settings)}}
-        | {file: content["provenance"] for file, content in measured.items() if "provenance" in content},
+        provenance=provenance,
         stages=STAGES,
         titles=STAGE_TITLES,
         judges=JUDGES,
@@ -117,28 +123,29 @@ def read_rows(run_dir: Path) -> list[Row]:
     return rows
 
 
-def read_evaluation(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
+def read_evaluation(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> PooledEvaluation:
     """evaluate.json. UserError if it is missing, or if the run was trained or compared again after it was written."""
     evaluate = how_to(run_dir, "evaluate")
-    evaluated = read_json(run_dir / "evaluate.json")
-    if not evaluated:
-        raise UserError(f"{run_dir} was not evaluated yet: {evaluate}")
-    provenance = evaluated.get("provenance", {}).get(run_dir.name, {})
+    evaluation = read(PooledEvaluation, run_dir / "evaluate.json", evaluate)
+    compared = read(Summary, run_dir / "compare.json", evaluate).provenance
+    provenance = evaluation.provenance.get(run_dir.name)
+    if provenance is None:
+        raise UserError(f"{run_dir / 'evaluate.json'} is of another run: {evaluate}")
     for stage, checkpoint in checkpoints.items():
-        if provenance.get("checkpoints", {}).get(stage, {}).get("sha256", checkpoint.sha256) != checkpoint.sha256:
+        if provenance.checkpoints[stage].sha256 != checkpoint.sha256:
             raise UserError(f"{run_dir} was evaluated before its {stage} was trained again: {evaluate}")
-    compared = read_json(run_dir / "compare.json").get("provenance", {})
-    if any(compared.get(key) != provenance.get(key) for key in ("checkpoints", "split_sha256", "options")):
+    if any(getattr(compared, key) != getattr(provenance, key) for key in ("checkpoints", "split_sha256", "options")):
         raise UserError(f"{run_dir} was compared again after it was evaluated: {evaluate}")
-    return evaluated
+    return evaluation
 
 
-def read_overopt(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """overopt.json; {} if there is none, or if it was measured on other checkpoints than the run has now."""
-    overopt = read_json(run_dir / "overopt.json")
-    provenance = overopt.get("provenance", {})
-    same = all(provenance.get(f"{stage}_sha256", c.sha256) == c.sha256 for stage, c in checkpoints.items())
-    return overopt if same else {}
+def read_study(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> Study | None:
+    """overopt.json; None if there is none, or if it was measured on other checkpoints than the run has now."""
+    path = run_dir / "overopt.json"
+    study = read(Study, path, how_to(run_dir, "overopt")) if path.is_file() else None
+    if study and any(study.provenance.get(f"{stage}_sha256", c.sha256) != c.sha256 for stage, c in checkpoints.items()):
+        return None
+    return study
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -165,45 +172,40 @@ def csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def summary(evaluated: dict[str, Any], reward: str = "") -> list[str]:
-    """Up to three sentences about the results; a sentence whose numbers were not measured is left out.
+def summary(evaluation: PooledEvaluation, reward: str = "") -> list[str]:
+    """Three sentences about the results; one whose numbers could not be measured is left out.
 
     `reward` is PPO's --reward, "" if it was trained on the run's reward model.
     """
-    sentences = []
-    rates = evaluated.get("win_rates", {})
-    judge = next((judge for judge in JUDGES if rates.get(judge)), "")
-    if judge:
-        runs = evaluated.get("runs") or []
-        pooled = f" (runs {', '.join(runs)} pooled)" if len(runs) > 1 else ""
-        sentences.append(
-            f"On {evaluated.get('prompts', 0):,} prompts held out from the training of SFT, RM and PPO{pooled}, SFT's "
-            f"response beats the base model's on {share(rates[judge].get('sft/base'))} and PPO's beats SFT's on "
-            f"{share(rates[judge].get('ppo/sft'))}, judged by the {JUDGES[judge]}."
-        )
-    base, sft, ppo = ((evaluated.get("stages", {}).get(stage) or {}) for stage in STAGES)
+    judge = next(judge for judge, rates in evaluation.win_rates.items() if judge == "rm" or known(*rates.values()))
+    rates = evaluation.win_rates[judge]
+    pooled = f" (runs {', '.join(evaluation.runs)} pooled)" if len(evaluation.runs) > 1 else ""
+    sentences = [
+        f"On {evaluation.prompts:,} prompts held out from the training of SFT, RM and PPO{pooled}, SFT's response "
+        f"beats the base model's on {share(rates['sft/base'])} and PPO's beats SFT's on {share(rates['ppo/sft'])}, "
+        f"judged by the {JUDGES[judge]}."
+    ]
+    base, sft, ppo = (evaluation.stages[stage] for stage in STAGES)
 
-    def brief(estimate: Estimate | None) -> str:
+    def brief(estimate: Estimate) -> str:
         return number(estimate, interval=False)
 
-    golds, scores = [stage.get("gold") for stage in (base, sft, ppo)], [stage.get("rm_score") for stage in (sft, ppo)]
-    if all(known(estimate) for estimate in [*golds, *scores]):
+    golds, scores = [stage["gold"] for stage in (base, sft, ppo)], [stage["rm_score"] for stage in (sft, ppo)]
+    if known(*golds, *scores):
         relation = "was not trained on" if reward else "was trained on"
         sentences.append(
             f"The gold score, the true quality of a response from 0 to 1, which no stage is trained on, is "
             f"{brief(golds[0])} for the base model, {brief(golds[1])} for SFT and {brief(golds[2])} for PPO. "
             f"The reward model's score, which PPO {relation}, goes from {brief(scores[0])} to {brief(scores[1])}."
         )
-    changes = {
-        part: ppo[part]["mean"] - sft[part]["mean"] for part in WEIGHTS if known(sft.get(part)) and known(ppo.get(part))
-    }
-    if changes and known(ppo.get("kl")):
+    changes = {part: ppo[part].mean - sft[part].mean for part in WEIGHTS if known(sft[part], ppo[part])}
+    if changes:
         most, least = max(changes, key=lambda part: changes[part]), min(changes, key=lambda part: changes[part])
         first, second = (f"“{part}” ({brief(sft[part])} to {brief(ppo[part])})" for part in (most, least))
         lost = "lost most" if changes[least] < 0 else "gained least"
         sentences.append(
             f"From SFT to PPO, the part of the gold score that gained most is {first}, and the one that {lost} is "
-            f"{second}. PPO's KL to SFT is {brief(ppo['kl'])} nats a response."
+            f"{second}. PPO's KL to SFT is {brief(ppo['kl'])} nats per response."
         )
     return sentences
 
@@ -211,30 +213,29 @@ def summary(evaluated: dict[str, Any], reward: str = "") -> list[str]:
 # --- numbers in words ------------------------------------------------------------------------------------------------
 
 
-def known(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate.get("mean") is not None
+def known(*estimates: Estimate) -> bool:
+    return not any(math.isnan(estimate.mean) for estimate in estimates)
 
 
-def share(estimate: Estimate | None, interval: bool = True) -> str:
+def share(estimate: Estimate, interval: bool = True) -> str:
     """A share as a percentage with its interval: 80% (78 to 83%)."""
     return formatted(estimate, lambda x: f"{100 * x:.0f}", "%", interval)
 
 
-def number(estimate: Estimate | None, interval: bool = True) -> str:
+def number(estimate: Estimate, interval: bool = True) -> str:
     return formatted(estimate, lambda x: f"{x:.2f}".replace("-", "−"), "", interval)
 
 
-def elo(estimate: Estimate | None) -> str:
-    fixed = estimate == {"mean": 0, "low": 0, "high": 0}  # the player that the others are measured against
+def elo(estimate: Estimate) -> str:
+    fixed = estimate == Estimate(0.0, 0.0, 0.0)  # the player that the others are measured against
     return formatted(estimate, lambda x: f"{x:.0f}".replace("-", "−"), "", interval=not fixed)
 
 
-def formatted(estimate: Estimate | None, form: Callable[[float], str], unit: str, interval: bool) -> str:
-    if not estimate or (mean := estimate.get("mean")) is None:  # jinja2 passes its Undefined for a missing key
+def formatted(estimate: Estimate, form: Callable[[float], str], unit: str, interval: bool) -> str:
+    if not known(estimate):
         return "–"
-    low, high = estimate.get("low"), estimate.get("high")
-    around = f" ({form(low)} to {form(high)}{unit})" if interval and low is not None and high is not None else ""
-    return f"{form(mean)}{unit}{around}"
+    around = f" ({form(estimate.low)} to {form(estimate.high)}{unit})" if interval else ""
+    return f"{form(estimate.mean)}{unit}{around}"
 
 
 def power_of_ten(value: float | None) -> str:

@@ -11,21 +11,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, TypedDict
+from typing import Any
 
 from markupsafe import Markup
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
-from rlhf_mini.evaluation.overopt.curves import BEST_OF_N, titled
-
-
-class Estimate(TypedDict, total=False):
-    """A mean and its 95 % interval, as the measured files have it. None where it could not be measured."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-
+from rlhf_mini.evaluation.overopt.curves import BEST_OF_N, distance, titled
+from rlhf_mini.evaluation.schema import Fit, Point, PooledEvaluation, Scenario
+from rlhf_mini.evaluation.tables import percent
 
 # Placeholder -> what the page has in its place. Nothing else is drawn in these colours.
 PAINT = {
@@ -39,6 +33,7 @@ PAINT = {
     "#010306": "currentColor",
 }
 TEXT, RULE, *SERIES = PAINT
+STAR = len(SERIES) - 1  # the style of the run's own PPO among the curves
 MARKERS, LINES = "osD^v*", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 PANEL = (4.2, 2.7)  # inches: readable on a phone, and three side by side on a projector
 
@@ -73,17 +68,14 @@ class Series:
 # --- the report's plots -----------------------------------------------------------------------------------------------
 
 
-def win_rates(evaluated: dict[str, Any]) -> Markup:
-    """The win rate of each pair of stages by each judge; "" if no judge compared them."""
-    rates = evaluated.get("win_rates", {})
-    judges = [judge for judge in JUDGES if rates.get(judge)]
-    if not judges:
-        return Markup("")
-    rows: list[tuple[str, list[tuple[str, Estimate]]]] = []
-    for pair, title in PAIRS.items():
-        rows.append((title, [(JUDGES[judge], rates[judge].get(pair) or Estimate()) for judge in judges]))
+def win_rates(evaluation: PooledEvaluation) -> Markup:
+    """The win rate of each pair of stages by each judge."""
+    rows = [
+        (title, [(name, evaluation.win_rates[judge][pair]) for judge, name in JUDGES.items()])
+        for pair, title in PAIRS.items()
+    ]
     words = "; ".join(
-        f"{title}: " + ", ".join(f"{judge} {in_words(estimate)}" for judge, estimate in estimates)
+        f"{title}: " + ", ".join(f"{judge} {percent(estimate.mean)}" for judge, estimate in estimates)
         for title, estimates in rows
     )
     return intervals_panel(f"Win rates with 95% intervals. {words}", rows)
@@ -139,50 +131,42 @@ def learning_curves(
     return drawn
 
 
-def over_optimization(scenario: dict[str, Any], number: int) -> dict[str, Any]:
-    """Title and text of a scenario of overopt.json, and its plots of proxy and gold over sqrt(KL)."""
-    curves = [(title, curve, title != BEST_OF_N) for title, curve in titled(scenario)]
-    if scenario.get("recipe"):
-        own_rm = "" if scenario.get("name") == "default" else ", own RM"
-        curves.append((f"this run's PPO{own_rm}", {"points": [scenario["recipe"]]}, True))
+def over_optimization(scenario: Scenario, number: int) -> dict[str, Any]:
+    """Title and text of a scenario, and its plots of proxy and gold over sqrt(KL)."""
     plots = []
-    for judge, title in (("proxy", scenario.get("proxy_name") or "proxy"), ("gold", "gold score")):
-        star = len(SERIES) - 1
-        styles = [star if label.startswith("this") else place % star for place, (label, _, _) in enumerate(curves)]
-        series = [line for style, curve in zip(styles, curves, strict=True) for line in optimized(judge, style, *curve)]
-        words = f"{scenario.get('title', '')}: gain of {title} over SFT, by the square root of the KL to SFT"
+    for judge, title in (("proxy", scenario.proxy_name), ("gold", "gold score")):
+        series = []
+        for style, (label, curve) in enumerate(titled(scenario)):
+            series += optimized(judge, style % STAR, label, curve.points, curve.fit[judge], label != BEST_OF_N)
+        own_rm = "" if scenario.name == "default" else ", own RM"
+        series += optimized(judge, STAR, f"this run's PPO{own_rm}", [scenario.recipe])
+        words = f"{scenario.title}: gain of {title} over SFT, by the square root of the KL to SFT"
         name = f"overopt-{number}-{judge}"
         plots.append((title, panel(name, words, "√KL to SFT, √nats", f"gain in {title}", series)))
-    title = str(scenario.get("title") or scenario.get("name", ""))
-    return {"title": title[:1].upper() + title[1:], "what": scenario.get("what", ""), "plots": plots}
+    return {"title": scenario.title[:1].upper() + scenario.title[1:], "what": scenario.what, "plots": plots}
 
 
-def optimized(judge: str, style: int, label: str, curve: dict[str, Any], by_ppo: bool) -> list[Series]:
+def optimized(
+    judge: str, style: int, label: str, points: Sequence[Point], fit: Fit | None = None, by_ppo: bool = True
+) -> list[Series]:
     """The points of one way to optimise and the curve fitted to them; without a fit, a line joins the points."""
-    points = [p for p in curve.get("points", []) if p.get("kl") is not None and p[judge].get("mean") is not None]
-    if not points:
-        return []
-    distances = [math.sqrt(max(0.0, point["kl"])) for point in points]
-    means = [point[judge]["mean"] for point in points]
-    errors = []
-    for mean, point in zip(means, points, strict=True):
-        low, high = (point[judge].get(end) for end in ("low", "high"))
-        errors.append((mean if low is None else low, mean if high is None else high))
-    fit = (curve.get("fit") or {}).get(judge) or {}
-    fitted = fit.get("a") is not None and fit.get("b") is not None
+    distances = [distance(point) for point in points]
+    gains: list[Estimate] = [getattr(point, judge) for point in points]
+    fitted = fit is not None and not math.isnan(fit.a)
+    means, errors = [gain.mean for gain in gains], [(gain.low, gain.high) for gain in gains]
     series = [Series(label, distances, means, style, errors, marked=True, lined=not fitted and len(points) > 1)]
-    if fitted:
+    if fit and fitted:
         steps = [max(distances) * step / 40 for step in range(41)]
-        line = [fitted_gain(fit, distance, by_ppo) for distance in steps]
+        line = [fitted_gain(fit, step, by_ppo) for step in steps]
         series.append(Series("_fit", steps, line, style))  # matplotlib leaves names with _ out of the legend
     return series
 
 
-def fitted_gain(fit: dict[str, float], distance: float, by_ppo: bool) -> float:
+def fitted_gain(fit: Fit, d: float, by_ppo: bool) -> float:
     """Gao et al. 2022, arXiv 2210.10760, equation 1: d (a - b d) for best of n, d (a - b log d) for RL."""
     if by_ppo:
-        return distance * (fit["a"] - fit["b"] * math.log(distance)) if distance > 0 else 0.0
-    return distance * (fit["a"] - fit["b"] * distance)
+        return d * (fit.a - fit.b * math.log(d)) if d > 0 else 0.0
+    return d * (fit.a - fit.b * d)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -230,15 +214,12 @@ def intervals_panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Es
         axes.axvline(50, color=TEXT, linewidth=1, linestyle=":")
         for row, (_, shares) in enumerate(rows):
             for number, (judge, share) in enumerate(shares):
-                if (mean := share.get("mean")) is None:
-                    continue
-                low, high = share.get("low"), share.get("high")
-                below = 0.0 if low is None else max(0.0, 100 * (mean - low))
-                above = 0.0 if high is None else max(0.0, 100 * (high - mean))
+                mean = 100 * share.mean
+                error = [[max(0.0, mean - 100 * share.low)], [max(0.0, 100 * share.high - mean)]]
                 y = row + 0.24 * (number - (len(shares) - 1) / 2)
                 axes.errorbar(
-                    [100 * mean], [y], xerr=[[below], [above]], color=SERIES[number], marker=MARKERS[number],
-                    markersize=5, elinewidth=1.6, capsize=3, linestyle="", label=judge if row == 0 else None,
+                    [mean], [y], xerr=error, color=SERIES[number], marker=MARKERS[number], markersize=5,
+                    elinewidth=1.6, capsize=3, linestyle="", label=judge if row == 0 else None,
                 )  # fmt: skip
         axes.set_yticks(range(len(rows)), [pair for pair, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -248,11 +229,6 @@ def intervals_panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Es
         axes.set_xlabel("win rate, % of prompts (a tie counts half)")
         figure.legend(loc="upper center", ncols=3, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1)
         return to_svg(figure, "win-rates", title)
-
-
-def in_words(share: Estimate) -> str:
-    mean = share.get("mean")
-    return "unknown" if mean is None else f"{100 * mean:.0f}%"
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:

@@ -21,15 +21,9 @@ from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.rankings import Count
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row, mixed, win
 from rlhf_mini.evaluation.compare import CompareOptions, compare
-from rlhf_mini.evaluation.figures import (
-    Group,
-    below_sft,
-    grouped,
-    headline,
-    measures_of,
-    reward_model_accuracy,
-)
 from rlhf_mini.evaluation.responses import BARE_TEMPLATE, demonstration_lengths, rank_blind
+from rlhf_mini.evaluation.schema import Group
+from rlhf_mini.evaluation.summary import below_sft, grouped, headline, measures_of, reward_model_accuracy
 from rlhf_mini.models.text import encode_prompts
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.overopt import __main__ as overopt
 from rlhf_mini.evaluation.overopt import curves
 from rlhf_mini.evaluation.overopt.__main__ import OveroptOptions
-from rlhf_mini.evaluation.overopt.curves import Point, best_of, best_of_n_form, fall, fits, rl_form
+from rlhf_mini.evaluation.overopt.curves import best_of, best_of_n_form, fall, fits, rl_form
+from rlhf_mini.evaluation.schema import Point
 from stages.ppo.options import PPOOptions
 
 
@@ -51,13 +52,13 @@ def test_the_fit_finds_the_curve_it_was_drawn_from(form: Any) -> None:
     kl = np.array([0.0, 0.2, 0.7, 1.6, 3.0, 4.5])
     gains = form(np.sqrt(kl[1:])) @ np.array([0.8, 0.3])
     points = [
-        Point(kl=k, proxy=Estimate(g, g, g), gold=Estimate(g + 0.1 * (-1) ** i, 0, 0), gold_by_prompt=[])
+        Point(kl=k, proxy=Estimate(g, g, g), gold=Estimate(g + 0.1 * (-1) ** i, 0, 0))
         for i, (k, g) in enumerate(zip(kl, [0.0, *gains], strict=True))
     ]
     found = fits(points, form)
-    assert found["proxy"] == pytest.approx({"a": 0.8, "b": 0.3, "rmse": 0.0, "r2": 1.0}, abs=1e-9)
-    assert 0.03 < found["gold"]["rmse"] <= 0.1
-    assert math.isnan(fits(points[:3], form)["gold"]["a"])  # two points that are not 0: nothing to be wrong about
+    assert vars(found["proxy"]) == pytest.approx({"a": 0.8, "b": 0.3, "rmse": 0.0, "r2": 1.0}, abs=1e-9)
+    assert 0.03 < found["gold"].rmse <= 0.1
+    assert math.isnan(fits(points[:3], form)["gold"].a)  # two points that are not 0: nothing to be wrong about
 
 
 def test_a_fall_is_read_on_other_prompts_than_its_peak() -> None:

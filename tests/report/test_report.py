@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import read_jsonl, write_jsonl
-from rlhf_mini.evaluation import evaluate
+from rlhf_mini.core.files import read_jsonl, write_json, write_jsonl
+from rlhf_mini.evaluation.answers import JUDGES, PAIRS
+from rlhf_mini.evaluation.compare import CompareOptions
+from rlhf_mini.evaluation.runs import find_checkpoints, provenance
+from rlhf_mini.evaluation.schema import (
+    Curve,
+    Fit,
+    Gold,
+    Point,
+    PooledEvaluation,
+    Probed,
+    Scenario,
+    Start,
+    Study,
+    Summary,
+    Training,
+)
 from rlhf_mini.models.text import encode_prompts, encode_response
 from rlhf_mini.report import cost, explorer, plots
 from rlhf_mini.report import page as report
@@ -75,38 +93,39 @@ ROWS = [
 ROWS[4]["stages"]["ppo"]["response"] = EVIL
 
 
-def figure(mean: float | None) -> dict[str, float | None]:
-    return {"mean": mean, "low": None if mean is None else mean - 0.02, "high": None if mean is None else mean + 0.03}
+def estimate(mean: float) -> Estimate:
+    return Estimate(mean, mean - 0.02, mean + 0.03)
 
 
-STAGES = {
-    name: {"gold": figure(gold), "rm_score": figure(2 * gold), "kl": figure(4 * gold), "task": figure(gold),
-           "courteous": figure(1.1 * gold), "truthful": figure(None)}
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+BY_STAGE = {
+    name: {"gold": estimate(gold), "rm_score": estimate(2 * gold), "kl": estimate(4 * gold), "task": estimate(gold),
+           "courteous": estimate(1.1 * gold), **dict.fromkeys(("truthful", "harmless", "concise", "ends"), NOTHING)}
     for name, gold in (("base", 0.1), ("sft", 0.5), ("ppo", 0.8))
 }  # fmt: skip
-WINS = {judge: {pair: figure(0.8) for pair in evaluate.PAIRS} for judge in evaluate.JUDGES}
-GROUP = {"prompts": 3, "gold": {name: STAGES[name]["gold"] for name in STAGES}, "win_rate": figure(0.75)}
-EVALUATED = {
-    "format": 1, "runs": ["r"], "prompts": len(ROWS), "stages": STAGES, "win_rates": WINS, "length_controlled": WINS,
-    "bradley_terry": {"gold": {"base": {"mean": 0, "low": 0, "high": 0}, "sft": figure(400), "ppo": figure(-5)}},
-    "use_cases": {"open_qa": GROUP, EVIL: GROUP}, "novel": {"none": GROUP},
-    "probes": {"p": {"title": EVIL, "how": "Asked.", "unit": "nats", "better": "lower", "prompts": 4, "stages": {}}},
-    "by_run": {}, "provenance": {},
-}  # fmt: skip
-POINTS = [{"n": 2**k, "update": k, "kl": float(k), "proxy": figure(0.5 * k), "gold": figure(0.1 * k)} for k in range(4)]
-FIT = {"proxy": {"a": 1.0, "b": 0.1, "rmse": 0.0}, "gold": {"a": 0.2, "b": 0.1, "rmse": 0.0}}
-OVEROPT = {
-    "format": 1, "prompts": 3, "provenance": {},
-    "scenarios": [{
-        "name": "default", "title": EVIL, "what": "What it is.", "proxy_name": "RM score",
-        "recipe": POINTS[2], "best_of_n": {"points": POINTS, "fit": FIT},
-        "ppo": [{"kl_coef": 0.07, "default": True, "points": POINTS, "fit": {}}],
-    }],
-}  # fmt: skip
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+GOLDS = {name: measures["gold"] for name, measures in BY_STAGE.items()}
+WINS = {judge: {pair: estimate(0.8) for pair in PAIRS} for judge in JUDGES}
+GROUP = Gold(3, GOLDS, estimate(0.75))
+EVALUATION = PooledEvaluation(
+    runs=["r"], prompts=len(ROWS), stages=BY_STAGE, win_rates=WINS, length_controlled=WINS,
+    bradley_terry={"gold": {"base": Estimate(0.0, 0.0, 0.0), "sft": estimate(400), "ppo": estimate(-5)}},
+    use_cases={"open_qa": GROUP, EVIL: GROUP}, novel={"none": GROUP},
+    probes={"p": Probed(title=EVIL, how="Asked.", unit="nats", better="lower", prompts=4, stages=GOLDS)},
+    by_run={}, provenance={}, options={},
+)  # fmt: skip
+POINTS = [Point(n=2**k, update=k, kl=float(k), proxy=estimate(0.5 * k), gold=estimate(0.1 * k)) for k in range(4)]
+FIT = {"proxy": Fit(1.0, 0.1, 0.0, 1.0), "gold": Fit(0.2, 0.1, 0.0, 1.0)}
+UNFITTED = dict.fromkeys(FIT, Fit(math.nan, math.nan, math.nan, math.nan))
+STUDY = Study(
+    prompts=3, provenance={},
+    scenarios=[
+        Scenario(
+            name="default", title=EVIL, what="What it is.", proxy_name="RM score", rm={}, sft=Start(0.0, 0.5),
+            recipe=POINTS[2], best_of_n=Curve(points=POINTS, fall=NOTHING, fit=FIT),
+            ppo=[Training(kl_coef=0.07, default=True, points=POINTS, fall=NOTHING, fit=UNFITTED)],
+        )
+    ],
+)  # fmt: skip
 
 
 def make_run(base: Path, folder: Path) -> ReportOptions:
@@ -158,8 +177,14 @@ def make_run(base: Path, folder: Path) -> ReportOptions:
             )  # fmt: skip
         parents = [*parents, load_checkpoint(run_dir / stage, stage)]
     write_jsonl(run_dir / "compare.jsonl", ROWS)
-    write_json(run_dir / "evaluate.json", EVALUATED)
-    write_json(run_dir / "overopt.json", OVEROPT)
+    settings = CompareOptions(run="r", runs_dir=str(folder / "runs"), split=str(data / "prompts.jsonl"))
+    of_run = provenance(settings, "make compare", find_checkpoints(run_dir, base))
+    compared = Summary(
+        headline={}, use_cases_below_sft=[], cost={}, groups={}, demonstrated_tokens={}, provenance=of_run
+    )
+    write_json(run_dir / "compare.json", compared)
+    write_json(run_dir / "evaluate.json", replace(EVALUATION, provenance={"r": of_run}))
+    write_json(run_dir / "overopt.json", STUDY)
     return ReportOptions(run="r", runs_dir=str(folder / "runs"), base=str(base), microscope_prompts=20)
 
 
@@ -253,33 +278,37 @@ def test_a_stage_whose_data_are_gone_has_no_flops(copy: ReportOptions) -> None:
 
 
 def test_the_summary_leaves_out_what_was_not_measured() -> None:
-    first, second, third = summary({**EVALUATED, "prompts": 1200})
+    first, second, third = summary(replace(EVALUATION, prompts=1200))
     assert "On 1,200 prompts" in first and "on 80% (78 to 83%)" in first
     assert "0.10 for the base model, 0.50 for SFT and 0.80 for PPO" in second and "from 1.00 to 1.60" in second
     assert "“courteous” (0.55 to 0.88)" in third and "“task” (0.50 to 0.80)" in third
-    assert "3.20 nats a response" in third
-    assert summary({}) == []
-    assert "RM and PPO (runs a, b pooled)" in summary({**EVALUATED, "runs": ["a", "b"]})[0]
+    assert "3.20 nats per response" in third
+    assert "RM and PPO (runs a, b pooled)" in summary(replace(EVALUATION, runs=["a", "b"]))[0]
+    # Prompts of the user's own have no gold and no labelers: the reward model is the only judge.
+    lacking = {judge: dict.fromkeys(PAIRS, NOTHING) for judge in ("gold", "heldout")}
+    no_gold = {stage: dict.fromkeys(measures, NOTHING) for stage, measures in BY_STAGE.items()}
+    (only,) = summary(replace(EVALUATION, win_rates={**WINS, **lacking}, stages=no_gold))
+    assert only.endswith("judged by the reward model.")
 
 
 def test_numbers_in_words() -> None:
     assert report.power_of_ten(3.14e12) == "3.1\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10¹²"
     assert report.power_of_ten(9.96e12).startswith("1.0") and report.power_of_ten(None) == "–"
-    assert report.number({"mean": -0.5, "low": None, "high": None}) == "−0.50"
-    assert report.share(None) == report.share({"mean": None}) == "–"
+    assert report.number(Estimate(-0.5, -1.0, 0.25)) == "−0.50 (−1.00 to 0.25)"
+    assert report.share(NOTHING) == "–"
     assert [explorer.rounded(x, 2) for x in (1.0, 0.126, -0.0001, None, float("nan"))] == [1, 0.13, 0, None, None]
 
 
 def test_fits_of_gao_et_al() -> None:
-    assert plots.fitted_gain({"a": 3.0, "b": 0.5}, 2.0, by_ppo=False) == 2.0 * (3.0 - 1.0)
-    assert plots.fitted_gain({"a": 3.0, "b": 0.5}, 1.0, by_ppo=True) == 3.0  # log 1 = 0
-    assert plots.fitted_gain({"a": 3.0, "b": 0.5}, 0.0, by_ppo=True) == 0.0
-    points = [{"kl": 4.0, "gold": {"mean": 1.0, "low": None, "high": 2.0}}, {"kl": 1.0, "gold": {"mean": None}}]
-    measured, line = plots.optimized("gold", 0, "x", {"points": points, "fit": {"gold": {"a": 3.0, "b": 0.5}}}, False)
-    assert (measured.x, measured.y, measured.errors) == ([2.0], [1.0], [(1.0, 2.0)]) and not measured.lined
+    fit = Fit(3.0, 0.5, 0.0, 1.0)
+    assert plots.fitted_gain(fit, 2.0, by_ppo=False) == 2.0 * (3.0 - 1.0)
+    assert plots.fitted_gain(fit, 1.0, by_ppo=True) == 3.0  # log 1 = 0
+    assert plots.fitted_gain(fit, 0.0, by_ppo=True) == 0.0
+    points = [Point(kl=4.0, gold=Estimate(1.0, 0.5, 2.0), proxy=NOTHING)]
+    measured, line = plots.optimized("gold", 0, "x", points, fit, by_ppo=False)
+    assert (measured.x, measured.y, measured.errors) == ([2.0], [1.0], [(0.5, 2.0)]) and not measured.lined
     assert line.x[-1] == 2.0 and line.y[-1] == 4.0
-    unfitted = {"points": points[:1] * 2, "fit": {"gold": {"a": None, "b": None}}}
-    assert [series.lined for series in plots.optimized("gold", 0, "x", unfitted, False)] == [True]
+    assert [series.lined for series in plots.optimized("gold", 0, "x", points * 2, UNFITTED["gold"])] == [True]
     assert plots.running_mean([1.0, 2.0, 6.0], 3) == [1.5, 3.0, 4.0]
 
 
@@ -373,7 +402,7 @@ def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> N
     (copy.run_dir / "overopt.json").unlink()
     page = write_report(copy, "").read_text(encoding="utf-8")
     assert f"run `python -m rlhf_mini.evaluation.overopt --runs_dir {copy.runs_dir} --run r`" in page
-    write_json(copy.run_dir / "overopt.json", {**OVEROPT, "provenance": {"rm_sha256": "of another"}})
+    write_json(copy.run_dir / "overopt.json", replace(STUDY, provenance={"rm_sha256": "of another"}))
     assert "Not measured for this run" in write_report(copy, "").read_text(encoding="utf-8")
     assert report.how_to(Path("runs/seed0"), "overopt") == "run `make overopt RUN=seed0`"
     assert report.how_to(Path("runs/default"), "overopt") == "run `make overopt`"
@@ -382,23 +411,15 @@ def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> N
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("evaluate.json", None, "was not evaluated yet: run `python -m rlhf_mini.evaluation.evaluate"),
+        ("evaluate.json", None, "evaluate.json does not exist yet: run `python -m rlhf_mini.evaluation.evaluate"),
+        ("compare.json", None, "compare.json does not exist yet: run `python -m rlhf_mini.evaluation.evaluate"),
+        ("evaluate.json", "{}", "evaluate.json was written by another version of this project: run `python -m"),
         ("compare.jsonl", None, "was not compared yet: run `python -m rlhf_mini.evaluation.compare"),
         ("compare.jsonl", "", "was not compared yet"),
         ("compare.jsonl", '{"prompt": []}\n', "compare.jsonl is damaged"),
         ("compare.jsonl", "[1\n", "compare.jsonl is damaged"),
         ("evaluate.json", "[]", "evaluate.json is damaged"),
         ("ppo/stage.json", None, "the ppo checkpoint in .* is half-written"),
-        (
-            "evaluate.json",
-            '{"provenance": {"r": {"checkpoints": {"ppo": {"sha256": "of another"}}}}}',
-            "was evaluated before its ppo was trained again: run",
-        ),
-        (
-            "compare.json",
-            '{"provenance": {"options": {"num_prompts": 20}}}',
-            "was compared again after it was evaluated: run `python -m rlhf_mini.evaluation.evaluate",
-        ),
     ],
 )
 def test_what_is_missing_is_one_sentence(copy: ReportOptions, file: str, content: str | None, sentence: str) -> None:
@@ -412,9 +433,28 @@ def test_what_is_missing_is_one_sentence(copy: ReportOptions, file: str, content
     assert not (copy.run_dir / "report.html").exists()
 
 
-def test_an_evaluation_without_figures_still_gives_a_page(copy: ReportOptions) -> None:
-    write_json(copy.run_dir / "evaluate.json", {"format": 1})
-    write_json(copy.run_dir / "overopt.json", {"format": 1, "scenarios": [{"name": "a", "best_of_n": {}, "ppo": []}]})
+@pytest.mark.parametrize(
+    ("file", "old", "new", "sentence"),
+    [
+        ("evaluate.json", "ppo", "0" * 64, "was evaluated before its ppo was trained again: run `python -m"),
+        ("compare.json", "split", "0" * 64, "was compared again after it was evaluated: run `python -m"),
+        ("evaluate.json", '"r": {', '"s": {', "evaluate.json is of another run: run `python -m"),
+    ],
+)
+def test_an_outdated_evaluation_is_one_sentence(
+    copy: ReportOptions, file: str, old: str, new: str, sentence: str
+) -> None:
+    content = (copy.run_dir / file).read_text(encoding="utf-8")
+    if new == "0" * 64:
+        compared = json.loads((copy.run_dir / "compare.json").read_text(encoding="utf-8"))["provenance"]
+        old = compared["checkpoints"]["ppo"]["sha256"] if old == "ppo" else compared["split_sha256"]
+    assert old in content
+    (copy.run_dir / file).write_text(content.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        write_report(copy, "")
+
+
+def test_stages_without_metrics_still_give_a_page(copy: ReportOptions) -> None:
     for stage in ("sft", "rm", "ppo"):
         (copy.run_dir / stage / "metrics.jsonl").unlink()
     assert "Learning curves" in write_report(copy, "").read_text(encoding="utf-8")

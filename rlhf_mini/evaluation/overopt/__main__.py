@@ -14,13 +14,11 @@ Gains are over the SFT model on the same prompts, on which nothing was trained. 
 runs/<run>/overopt/, so an interrupted study resumes where it stopped.
 """
 
-import json
-import math
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,10 +28,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
 from rlhf_mini.core.console import UserError, console, run, track
 from rlhf_mini.core.examples import read_prompts
-from rlhf_mini.core.files import sha256, write_json
+from rlhf_mini.core.files import plain, sha256, write_json
 from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
 from rlhf_mini.evaluation.overopt import curves
-from rlhf_mini.evaluation.overopt.curves import Point
+from rlhf_mini.evaluation.schema import Point, Scenario, Study, Training, read
 from rlhf_mini.evaluation.tables import cells, decimal, grid
 from rlhf_mini.world.knowledge import data_sha256
 
@@ -52,8 +50,8 @@ class OveroptOptions(RunOptions):
 
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: PositiveInt = option(128, "Use only the first NUM_PROMPTS of them.")
-    best_of: Annotated[int, Ge(2), Le(256)] = option(
-        256, "Responses of the SFT model to each prompt, from which the best of n are chosen."
+    best_of: Annotated[int, Ge(2), Le(curves.N[-1])] = option(
+        curves.N[-1], "Responses of the SFT model to each prompt, from which the best of n are chosen."
     )
     responses: PositiveInt = option(4, "Responses of each PPO policy to each prompt.")
 
@@ -82,6 +80,25 @@ class OveroptOptions(RunOptions):
         return self.run_dir / "overopt"
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """A reward model to optimise against."""
+
+    name: str
+    rm: Checkpoint
+    title: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished curve, as it is kept until the study is done."""
+
+    key: dict[str, Any]
+    """Everything that the points depend on."""
+    points: list[Point]
+
+
 def main() -> None:
     options = parse_options(
         OveroptOptions,
@@ -102,57 +119,60 @@ def study(options: OveroptOptions, command: str) -> None:
     options.folder.mkdir(exist_ok=True)
     few = train_on_few(options, sft)
 
-    from rlhf_mini.evaluation.overopt import measure  # imports torch
-
-    sampling = {key: ppo.info["options"][key] for key in ("max_new_tokens", "temperature")}
-    measurer = measure.Measurer(
-        sft, {"default": rm, FEW: few}, examples, best_of=options.best_of, responses=options.responses,
-        seed=options.seed, **sampling,
-    )  # fmt: skip
-    scenarios = []
-    for name, proxy, title, what in (
-        ("default", rm, "the run's own reward model", "It was trained on all rankings, as in the recipe."),
-        (
+    proxies = [
+        Proxy("default", rm, "the run's own reward model", "It was trained on all rankings, as in the recipe."),
+        Proxy(
             FEW,
             few,
             f"a reward model of {options.few_prompts} prompts",
             "It was trained on few rankings, with many passes over them.",
         ),
-    ):
-        trainings = []
-        for kl_coef in options.coefficients():
-            points = curve(options, measurer, measure.threads(), name, sft, proxy, ppo, kl_coef)
-            about = {"kl_coef": kl_coef, "default": kl_coef == ppo.info["options"]["kl_coef"]}
-            trainings.append(about | curves.summarized(points, curves.rl_form, options.seed))
-        scenarios.append({
-            "name": name, "title": title, "what": what, "proxy_name": "RM score",
-            "rm": {"sha256": proxy.sha256, "metrics": proxy.info["metrics"], "options": proxy.info["options"]},
-            "sft": measurer.start(name),
-            "recipe": measurer.policy(ppo.path, name).to_json(),
-            "best_of_n": curves.summarized(measurer.best_of_n(name), curves.best_of_n_form, options.seed),
-            "ppo": trainings,
-        })  # fmt: skip
-    result = {
-        "format": curves.FORMAT,
-        "prompts": len(examples),
-        "scenarios": scenarios,
-        "provenance": {
-            "command": command,
-            "options": asdict(options),
-            "sft_sha256": sft.sha256,
-            "rm_sha256": rm.sha256,
-            "ppo_sha256": ppo.sha256,
-            "split_sha256": sha256(Path(options.split)),
-            "data_sha256": data_sha256(),
-            "versions": versions(),
-            "threads": measure.threads(),
-        },
+    ]
+
+    from rlhf_mini.evaluation.overopt.measure import Measurer  # imports torch
+
+    sampling = {key: ppo.info["options"][key] for key in ("max_new_tokens", "temperature")}
+    measurer = Measurer(
+        sft, {proxy.name: proxy.rm for proxy in proxies}, examples, best_of=options.best_of,
+        responses=options.responses, seed=options.seed, **sampling,
+    )  # fmt: skip
+    scenarios = [against(proxy, options, measurer, sft, ppo) for proxy in proxies]
+    provenance = {
+        "command": command,
+        "options": asdict(options),
+        "sft_sha256": sft.sha256,
+        "rm_sha256": rm.sha256,
+        "ppo_sha256": ppo.sha256,
+        "split_sha256": sha256(Path(options.split)),
+        "data_sha256": data_sha256(),
+        "versions": versions(),
+        "threads": measurer.threads,
     }
     for scenario in scenarios:
         show(scenario)
     out = Path(options.out or options.run_dir / "overopt.json")
-    write_json(out, result)
+    write_json(out, Study(prompts=len(examples), scenarios=scenarios, provenance=provenance))
     console.print(f"overopt: {out} written", soft_wrap=True)
+
+
+def against(proxy: Proxy, options: OveroptOptions, measurer: "Measurer", sft: Checkpoint, ppo: Checkpoint) -> Scenario:
+    """Optimises against one reward model: best-of-n, and a PPO training for each KL coefficient."""
+    trainings = []
+    for kl_coef in options.coefficients():
+        points = train_and_measure(proxy, options, measurer, sft, ppo, kl_coef)
+        curve = curves.summarized(points, curves.rl_form, options.seed)
+        trainings.append(Training(**vars(curve), kl_coef=kl_coef, default=kl_coef == ppo.info["options"]["kl_coef"]))
+    return Scenario(
+        name=proxy.name,
+        title=proxy.title,
+        what=proxy.what,
+        proxy_name="RM score",
+        rm={"sha256": proxy.rm.sha256, "metrics": proxy.rm.info["metrics"], "options": proxy.rm.info["options"]},
+        sft=measurer.start(proxy.name),
+        recipe=replace(measurer.policy(ppo.path, proxy.name), gold_by_prompt=None),
+        best_of_n=curves.summarized(measurer.best_of_n(proxy.name), curves.best_of_n_form, options.seed),
+        ppo=trainings,
+    )
 
 
 # --- trainings -------------------------------------------------------------------------------------------------------
@@ -188,36 +208,35 @@ def train_on_few(options: OveroptOptions, sft: Checkpoint) -> Checkpoint:
     return load_checkpoint(stage("rm", options, FEW, **settings), "rm", of=sft)
 
 
-def curve(
-    options: OveroptOptions, measurer: "Measurer", threads: int, name: str, sft: Checkpoint, proxy: Checkpoint,
-    ppo: Checkpoint, kl_coef: float,
-) -> list[Point]:  # fmt: skip
+def train_and_measure(
+    proxy: Proxy, options: OveroptOptions, measurer: "Measurer", sft: Checkpoint, ppo: Checkpoint, kl_coef: float
+) -> list[Point]:
     """The points of one PPO training. Its options are those of the run's own PPO except for the ones stated here."""
-    run_name = f"{name}-kl{kl_coef:g}"
+    run_name = f"{proxy.name}-kl{kl_coef:g}"
     kept = options.folder / f"{run_name}.json"
     settings = ppo.info["options"] | dict(
-        reward=str(proxy.path), kl_coef=kl_coef, kl_target=0.0, updates=options.updates, on_collapse="warn",
+        reward=str(proxy.rm.path), kl_coef=kl_coef, kl_target=0.0, updates=options.updates, on_collapse="warn",
         save_steps=0, snapshot_steps=options.snapshot_steps, evaluation_prompts=8, seed=options.seed,
     )  # fmt: skip
     del settings["run"], settings["runs_dir"]
     measured_on = {key: getattr(options, key) for key in ("num_prompts", "best_of", "responses", "seed")}
     key = {
-        "settings": settings, "measured_on": measured_on, "sft": sft.sha256, "rm": proxy.sha256,
+        "settings": settings, "measured_on": measured_on, "sft": sft.sha256, "rm": proxy.rm.sha256,
         "prompts": [sha256(Path(path)) for path in (options.split, settings["prompts"])],
-        "data": data_sha256(), "versions": versions(), "threads": threads,
+        "data": data_sha256(), "versions": versions(), "threads": measurer.threads,
     }  # fmt: skip
-    if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["key"] == key:
+    if kept.is_file() and (found := read(Measured, kept, f"delete {kept}")).key == plain(key):
         console.print(f"overopt: {run_name} was measured before")
-        return [curves.point_from_json(point) for point in found["points"]]
+        return found.points
     copy_sft(options, run_name, sft)
     snapshots = sorted((stage("ppo", options, run_name, **settings) / "snapshots").iterdir())
     early, late = 10 * options.snapshot_steps, 5 * options.snapshot_steps
     chosen = [s for s in snapshots if int(s.name) <= early or int(s.name) % late == 0]
     points = [
-        measurer.policy(snapshot, name, update=int(snapshot.name))
+        measurer.policy(snapshot, proxy.name, update=int(snapshot.name))
         for snapshot in track(chosen, f"overopt: measuring {run_name}")
     ]
-    write_json(kept, {"key": key, "points": points})
+    write_json(kept, Measured(key, points))
     shutil.rmtree(options.folder / run_name)
     return points
 
@@ -225,18 +244,14 @@ def curve(
 # --- the console -----------------------------------------------------------------------------------------------------
 
 
-def show(scenario: dict[str, Any]) -> None:
+def show(scenario: Scenario) -> None:
     """For each curve where gold peaks and where the curve ends, how far gold fell, and how well Gao's form fits."""
-    title = f"Against {scenario['title']}: gains over SFT"
-    table = grid(title, "", "d", "RM score", "gold", "fall", "95 %", "R2")
+    table = grid(f"Against {scenario.title}: gains over SFT", "", "d", "RM score", "gold", "fall", "95 %", "R2")
     for name, curve in curves.titled(scenario):
-        points: list[dict[str, Any]] = curve["points"]
-        peak = max(points, key=lambda point: point["gold"]["mean"])
-        for place, point in (("peak", peak), ("end", points[-1])):
-            distance = f"{math.sqrt(max(point['kl'], 0)):.2f}"
-            gains = [f"{point[key]['mean']:+.2f}" for key in ("proxy", "gold")]
-            at_end = [*cells(curve["fall"]), decimal(curve["fit"]["gold"]["r2"])] if place == "end" else []
-            table.add_row(f"{name}, {place}", distance, *gains, *at_end)
+        for place, point in (("peak", curves.peak(curve)), ("end", curve.points[-1])):
+            gains = [f"{gain.mean:+.2f}" for gain in (point.proxy, point.gold)]
+            at_end = [*cells(curve.fall), decimal(curve.fit["gold"].r2)] if place == "end" else []
+            table.add_row(f"{name}, {place}", f"{curves.distance(point):.2f}", *gains, *at_end)
     console.print(table)
 
 

@@ -5,53 +5,33 @@ Shapes: P prompts, S samples of each, n the number chosen from, m points of a cu
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from rlhf_mini.core.bootstrap import Estimate, mean_intervals
-from rlhf_mini.core.console import UserError
-from rlhf_mini.core.files import plain, read_json
+from rlhf_mini.evaluation.schema import Curve, Fit, Point, Scenario
 
-FORMAT = 1  # of overopt.json
+N = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # how many are chosen from
 BEST_OF_N = "best of n"  # the title of that curve
+Form = Callable[[np.ndarray], np.ndarray]
+"""What a and b multiply in a form R(d) of Gao et al.: (m,) -> (m, 2)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A policy, measured as gains over the SFT model on the same prompts."""
-
-    kl: float
-    """To the SFT model, in nats per response."""
-    proxy: Estimate
-    gold: Estimate
-    gold_by_prompt: list[float]
-    """(P,)"""
-    n: int | None = None
-    """Of best-of-n."""
-    update: int | None = None
-    """Of a PPO training: the iteration it is from."""
-    tokens: float | None = None
-    """Mean length of its responses."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The point in overopt.json, which leaves out the single prompts."""
-        keys = ("n", "update", "kl", "tokens", "proxy", "gold")
-        return {key: plain(value) for key in keys if (value := getattr(self, key)) is not None}
+def summarized(points: Sequence[Point], form: Form, seed: int) -> Curve:
+    """A curve as overopt.json has it, without the single prompts of its points."""
+    found = fall([point.gold_by_prompt or [] for point in points], seed)
+    return Curve(points=[replace(point, gold_by_prompt=None) for point in points], fall=found, fit=fits(points, form))
 
 
-def point_from_json(content: dict[str, Any]) -> Point:
-    """A point as it is kept between two runs of the study, with its single prompts."""
-    estimates = {key: Estimate(**content[key]) for key in ("proxy", "gold")}
-    return Point(**content | estimates)
+def distance(point: Point) -> float:
+    """d, the square root of the KL to the SFT model; an estimate of a KL near 0 may be below 0."""
+    return math.sqrt(max(point.kl, 0.0))
 
 
-def summarized(points: Sequence[Point], form: Callable[[np.ndarray], np.ndarray], seed: int) -> dict[str, Any]:
-    """A curve as overopt.json has it: its points, the fall from its peak, and the fits of `form`."""
-    gold_by_prompt = [point.gold_by_prompt for point in points]
-    return {"points": [p.to_json() for p in points], "fall": fall(gold_by_prompt, seed), "fit": fits(points, form)}
+def peak(curve: Curve) -> Point:
+    """The point with the highest gold."""
+    return max(curve.points, key=lambda point: point.gold.mean)
 
 
 def fall(gold_by_prompt: Sequence[Sequence[float]], seed: int) -> Estimate:
@@ -106,43 +86,25 @@ def rl_form(d: np.ndarray) -> np.ndarray:
     return np.stack([d, -d * np.log(d)], axis=1)
 
 
-def fits(points: Sequence[Point], form: Callable[[np.ndarray], np.ndarray]) -> dict[str, dict[str, float]]:
-    """Least squares of proxy and gold gains on d = sqrt(KL) (Gao et al. 2022, arXiv 2210.10760, section 3.1).
-
-    Returns:
-        By "proxy" and "gold": a, b, rmse, the root mean squared error in units of the gain, and r2, the share of the
-        gains' variance that the form explains: near 0 or below, it explains nothing. NaN for fewer than three points.
-    """
+def fits(points: Sequence[Point], form: Form) -> dict[str, Fit]:
+    """Least squares of "proxy" and "gold" gains on d (Gao et al. 2022, arXiv 2210.10760, section 3.1)."""
     points = [point for point in points if point.kl > 1e-3]
     d = np.sqrt([point.kl for point in points])
     found = {}
     for key in ("proxy", "gold"):
         gains = np.array([getattr(point, key).mean for point in points])
         if len(points) < 3:
-            found[key] = {"a": math.nan, "b": math.nan, "rmse": math.nan, "r2": math.nan}
+            found[key] = Fit(math.nan, math.nan, math.nan, math.nan)
             continue
         columns = form(d)
         (a, b), *_ = np.linalg.lstsq(columns, gains, rcond=None)
         error = np.mean((columns @ [a, b] - gains) ** 2)
         r2 = 1 - error / gains.var() if gains.var() > 0 else math.nan
-        found[key] = {"a": float(a), "b": float(b), "rmse": math.sqrt(error), "r2": float(r2)}
+        found[key] = Fit(float(a), float(b), math.sqrt(error), float(r2))
     return found
 
 
-# --- overopt.json ----------------------------------------------------------------------------------------------------
-
-
-def titled(scenario: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Best-of-n and each PPO training of a scenario of overopt.json, with the titles that people see."""
-    titles = [f"PPO, kl_coef {c['kl_coef']:g}" + (" (default)" if c["default"] else "") for c in scenario["ppo"]]
-    return [(BEST_OF_N, scenario["best_of_n"]), *zip(titles, scenario["ppo"], strict=True)]
-
-
-def read_study(path: Path) -> dict[str, Any] | None:
-    """An overopt.json, None if there is none. UserError if another version wrote it."""
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} was written by another version of this project: run `make overopt`")
-    return content
+def titled(scenario: Scenario) -> list[tuple[str, Curve]]:
+    """Best-of-n and each PPO training of a scenario, with the titles that people see."""
+    titles = [f"PPO, kl_coef {curve.kl_coef:g}" + (" (default)" if curve.default else "") for curve in scenario.ppo]
+    return [(BEST_OF_N, scenario.best_of_n), *zip(titles, scenario.ppo, strict=True)]

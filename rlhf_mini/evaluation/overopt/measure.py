@@ -16,14 +16,14 @@ from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import track
 from rlhf_mini.core.examples import Prompt, Response
-from rlhf_mini.evaluation.overopt.curves import Point, best_of
+from rlhf_mini.evaluation.overopt.curves import N, best_of
+from rlhf_mini.evaluation.schema import Point, Start
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts
 from rlhf_mini.world.gold import judge
 
 AT_ONCE = 16  # prompts whose samples are drawn together, so that a progress bar moves
-N = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Measurer:
@@ -47,6 +47,7 @@ class Measurer:
         """
         self.examples, self.samples, self.responses, self.seed = examples, best_of, responses, seed
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.threads = torch.get_num_threads()  # they decide how sums are rounded
         self.tokenizer = AutoTokenizer.from_pretrained(sft.path)
         self.prompts = encode_prompts(self.tokenizer, [example["prompt"] for example in examples])
         self.sft = AutoModelForCausalLM.from_pretrained(sft.path).eval()
@@ -66,9 +67,9 @@ class Measurer:
         self.proxy = {name: np.array(of_model).reshape(shape) for name, of_model in scores.items()}
         self.gold = np.array(gold).reshape(shape)
 
-    def start(self, name: str) -> dict[str, float]:
-        """The SFT model's mean score and gold, from which all gains count."""
-        return {"proxy": float(self.proxy[name].mean()), "gold": float(self.gold.mean())}
+    def start(self, name: str) -> Start:
+        """The SFT model's means, by this proxy."""
+        return Start(proxy=float(self.proxy[name].mean()), gold=float(self.gold.mean()))
 
     def best_of_n(self, name: str) -> list[Point]:
         """For each n its KL to the SFT model, in nats, and the gains of the best of n by the proxy.
@@ -123,8 +124,3 @@ class Measurer:
         columns = np.stack([proxy - self.proxy[name].mean(1), gold - self.gold.mean(1)], axis=1)  # (P, 2)
         estimates: list[Estimate] = mean_intervals(columns, self.seed)
         return dict(proxy=estimates[0], gold=estimates[1], gold_by_prompt=columns[:, 1].tolist())
-
-
-def threads() -> int:
-    """torch's, which decide how sums are rounded."""
-    return torch.get_num_threads()

@@ -5,41 +5,14 @@ Shapes: n prompts, m measures, r runs. The rows of several runs lie end to end, 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rlhf_mini.core.bootstrap import Estimate, divide, interval, mean_intervals, resampled_ratios
 from rlhf_mini.core.rankings import Count
 from rlhf_mini.evaluation.answers import GOLD, STAGES, Row, win
+from rlhf_mini.evaluation.schema import Group
 from rlhf_mini.world.gold import WEIGHTS
-
-FORMAT = 1  # of compare.json and compare.jsonl
-
-
-@dataclass(frozen=True)
-class Group:
-    """The prompts of a use case, or of a kind of novelty, or all of them."""
-
-    prompts: int
-    stages: dict[str, dict[str, Estimate]]
-    """By stage and measure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """compare.json."""
-
-    format: int = FORMAT
-    headline: dict[str, Estimate]
-    use_cases_below_sft: list[str]
-    cost: dict[str, dict[str, float]]
-    """By stage, "seconds" and "peak_memory_mb"."""
-    groups: dict[str, Group]
-    """"all", "use_case/..." and "novel/..."."""
-    demonstrated_tokens: dict[str, float]
-    provenance: dict[str, Any]
 
 
 def measures_of(row: Row, stage: str) -> dict[str, float]:
