@@ -175,7 +175,7 @@ def _beside(path: Path, suffix: str) -> Path:
 @contextmanager
 def _locked(final: Path) -> Iterator[None]:
     """Locks a checkpoint against other writers until the block ends or this process dies."""
-    locks = final.parent.parent / ".locks"  # not in the run's folder, which people list
+    locks = final.parent.parent / ".locks"  # a run that fails at its start should not leave a folder
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / f"{final.parent.name}.{final.name}")
     try:
@@ -248,13 +248,6 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     if of is not None and not any(p["stage"] == of.stage and p["sha256"] == of.sha256 for p in parents):
         raise UserError(f"the {stage} checkpoint in {path} was not made from the {of.stage} in {of.path}: {remake}")
     return Checkpoint(path, stage, weights, info)
-
-
-def tool_command(run_dir: Path, tool: str) -> str:
-    """The command that measures a run with `tool` (compare, evaluate, ...), in backticks; `make` where it applies."""
-    if run_dir.parent != Path("runs"):
-        return f"`python -m rlhf_mini.evaluation.{tool} --runs_dir {run_dir.parent} --run {run_dir.name}`"
-    return f"`make {tool}`" if run_dir.name == "default" else f"`make {tool} RUN={run_dir.name}`"
 
 
 def how_to_make(path: Path, stage: str) -> str:

@@ -53,7 +53,7 @@ def write_jsonl(path: str | Path, items: Iterable[Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if there is no such file. Raises UserError if it is damaged."""
-    return parse_object(_text(path), path) if path.is_file() else {}
+    return parse_object(read_text(path), path) if path.is_file() else {}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -63,10 +63,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    return [parse_object(line, path) for line in _text(path).split("\n") if line.strip()]
+    return [parse_object(line, path) for line in read_text(path).split("\n") if line.strip()]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file that this project wrote. UserError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -68,7 +68,7 @@ def parse_options(cls: type[T], argv: Sequence[str] | None = None, prog: str | N
         if unknown:
             raise UserError(f"unknown option {unknown[0]}")
         return _make(cls, **vars(given))
-    except argparse.ArgumentError as fault:  # without a value, or --no_x with one
+    except argparse.ArgumentError as fault:  # without a value, or --no_x with one: only the message tells them apart
         name = str(fault.argument_name).partition("/")[0]
         message = f"{name} {'takes no' if 'explicit argument' in fault.message else 'needs a'} value"
     except UserError as fault:

@@ -36,8 +36,8 @@ def sentence(fault: ErrorDetails, name: str) -> str:
     return f"{name} {_SENTENCES[fault['type']].format(**context)}".lstrip()
 
 
-def _shown(value: Any, width: int = 60) -> str:
-    """A value as Python writes it, except JSON's words true, false and null; cut to `width` characters."""
+def _shown(value: Any) -> str:
+    """A value as Python writes it, except JSON's words true, false and null; cut to 60 characters."""
     text = repr(value)
     text = {"True": "true", "False": "false", "None": "null"}.get(text, text)
-    return text if len(text) <= width else text[: width - 3] + "..."
+    return text if len(text) <= 60 else text[:57] + "..."

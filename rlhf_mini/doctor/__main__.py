@@ -24,11 +24,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_mini.core.checkpoints import how_to_make, tool_command
+from rlhf_mini.core.checkpoints import how_to_make
 from rlhf_mini.core.console import console, printable, run
 from rlhf_mini.doctor import checks
 from rlhf_mini.doctor.checks import Finding
 from rlhf_mini.doctor.outputs import StageOutput, finished_sha256, read_comparison, read_stage
+from rlhf_mini.evaluation.runs import tool_command
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "todo": "dim"}
 

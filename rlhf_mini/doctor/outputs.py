@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import WEIGHTS
-from rlhf_mini.core.files import parse_object, read_json
+from rlhf_mini.core.files import parse_object, read_json, read_text
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_stage(run_dir: Path, stage: str) -> StageOutput | None:
     folder = max(files, key=lambda path: path.stat().st_mtime).parent
     info, lines = read_json(folder / "stage.json"), []
     if (folder / "metrics.jsonl").is_file():
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        text = read_text(folder / "metrics.jsonl")
         complete = text[: text.rfind("\n") + 1]  # the stage may be writing the last line right now
         lines = [parse_object(line, folder / "metrics.jsonl") for line in complete.splitlines() if line.strip()]
     if "stopped" in info:  # PPO stops before it logs the rollout; only these metrics in stage.json are of that rollout

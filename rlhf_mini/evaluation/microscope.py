@@ -91,8 +91,10 @@ class Microscope:
         self.tokenizer = AutoTokenizer.from_pretrained(ppo.path)
         self.policy, self.ref_policy = (AutoModelForCausalLM.from_pretrained(p.path).eval() for p in (ppo, sft))
         self.value_model = AutoModelForSequenceClassification.from_pretrained(ppo.path / "value_model").eval()
-        self.reward = self._function if ":" in self.options["reward"] else self._model
-        if self.reward == self._model:
+        if ":" in self.options["reward"]:
+            self.reward = self._function
+        else:
+            self.reward = self._model
             rm = load_checkpoint(self.options["reward"] or run_dir / "rm", "rm")
             load_checkpoint(run_dir / "ppo", "ppo", of=rm)
             self.reward_model = AutoModelForSequenceClassification.from_pretrained(rm.path).eval()

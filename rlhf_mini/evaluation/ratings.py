@@ -42,7 +42,7 @@ def bradley_terry(wins: np.ndarray) -> np.ndarray:
     return np.where(played[..., None], ELO * ratings, np.nan)
 
 
-def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray, steps: int = 12) -> np.ndarray:
+def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The win rate that would result if both sides had the same length: one for each resample, (S,).
 
     A logistic regression of wins on tanh(difference of lengths / its standard deviation), read at a difference of 0
@@ -58,7 +58,7 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray,
     x = np.tanh(longer / ((longer.std() if longer.size else 0.0) or 1.0))  # (n,)
     intercept, slope = np.zeros(len(weights)), np.zeros(len(weights))  # (S,) each
     ridge = 1e-2  # keeps the fit finite where one side wins everything
-    for _ in range(steps):  # Newton's method, in all resamples at once
+    for _ in range(12):  # steps of Newton's method, in all resamples at once
         p = 1 / (1 + np.exp(-(intercept[:, None] + slope[:, None] * x)))  # (S, n)
         error, curvature = weights * (wins - p), weights * p * (1 - p)  # (S, n) each
         g0, g1 = error.sum(1) - ridge * intercept, error @ x - ridge * slope

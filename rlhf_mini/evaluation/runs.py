@@ -34,3 +34,10 @@ def provenance(settings: Any, command: str, checkpoints: dict[str, Checkpoint]) 
         data_sha256=data_sha256(),
         versions=versions(),
     )
+
+
+def tool_command(run_dir: Path, tool: str) -> str:
+    """The command that measures a run with `tool` (compare, evaluate, ...), in backticks; `make` where it applies."""
+    if run_dir.parent != Path("runs"):
+        return f"`python -m rlhf_mini.evaluation.{tool} --runs_dir {run_dir.parent} --run {run_dir.name}`"
+    return f"`make {tool}`" if run_dir.name == "default" else f"`make {tool} RUN={run_dir.name}`"

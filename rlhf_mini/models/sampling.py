@@ -4,7 +4,7 @@ Works with the causal models of transformers that have its attention interface. 
 four ways: prompts are not padded, finished rows leave the batch, a draw is one uniform number and one search in the
 cumulative probabilities, and each drawn token's log-probability is kept, so that PPO needs no second pass for it.
 
-Shapes: B rows, R most tokens of a response, n tokens of all responses end to end, V vocabulary.
+Shapes: B rows, R = max_new_tokens, n tokens of all responses end to end, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence

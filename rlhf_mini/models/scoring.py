@@ -23,6 +23,7 @@ from rlhf_mini.models.text import EncodedPrompt, response_ids
 
 # Rows in one forward pass. On a CPU small passes stay in its caches; a GPU wants more.
 BUCKET_SIZE = 16
+ROWS_AT_ONCE = 64  # texts scored before the next ones are laid out, which bounds the memory
 
 Ids = Sequence[int]
 
@@ -132,49 +133,52 @@ def sequence_logprobs(
     return Rows([len(ids) for ids in encoded], device=model.device).sum(found.logprobs).tolist()
 
 
-def text_loss(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:
+def text_loss(model: PreTrainedModel, texts: Sequence[Ids]) -> Tensor:
     """LM loss: the mean of -log p(token | those before it) over all tokens but the first of each text, in nats."""
-    return -text_logprobs(model, texts, bucket_size).mean()
+    return -text_logprobs(model, texts).mean()
 
 
-def text_logprobs(model: PreTrainedModel, texts: Sequence[Ids], bucket_size: int = BUCKET_SIZE) -> Tensor:
+def text_logprobs(model: PreTrainedModel, texts: Sequence[Ids]) -> Tensor:
     """log p of each token of B encoded texts but their first, texts end to end: (n,)."""
     first, rest = [text[:1] for text in texts], [text[1:] for text in texts]  # all tokens are a response to the first
-    return response_logprobs(model, first, rest, bucket_size=bucket_size).logprobs
+    return response_logprobs(model, first, rest).logprobs
 
 
 # --- scores and values -----------------------------------------------------------------------------------------------
 
 
-def reward_scores(
-    reward_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], bucket_size: int = BUCKET_SIZE
-) -> Tensor:
-    """The reward model's score of each response: its scalar at the last token, minus `config.reward_mean`: (B,)."""
+def reward_scores(reward_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Tensor:
+    """The reward model's score of each response: its scalar at the last token: (B,)."""
+
+    def scores_of_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> Sequence[Tensor]:
+        inputs = lay_out(prompts, responses, reward_model.device)
+        return _scalars(forward, reward_model, inputs, inputs.rows.last).split(1)
+
     with forward_pass(reward_model) as forward:
-        one_pass = partial(_values_of_rows, forward, reward_model, True)
-        return torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))
+        return torch.cat(in_buckets(scores_of_rows, prompts, responses, BUCKET_SIZE))
 
 
 def response_values(
     value_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], bucket_size: int = BUCKET_SIZE
 ) -> Tensor:
     """The value before each response token, responses end to end: read one position earlier, like its logits: (n,)."""
+
+    def values_of_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> Sequence[Tensor]:
+        inputs = lay_out(prompts, responses, value_model.device)
+        values = _scalars(forward, value_model, inputs, inputs.response - 1)
+        return values.split([len(response) for response in responses])
+
     with forward_pass(value_model) as forward:
-        one_pass = partial(_values_of_rows, forward, value_model, False)
-        return torch.cat(in_buckets(one_pass, prompts, responses, bucket_size))
+        return torch.cat(in_buckets(values_of_rows, prompts, responses, bucket_size))
 
 
-def _values_of_rows(
-    forward: Forward, model: PreTrainedModel, at_last_token: bool, prompts: Sequence[Ids], responses: Sequence[Ids]
-) -> Sequence[Tensor]:
-    """One forward pass of a model with a scalar head: for each row its score (1,) or its response's values (r,).
+def _scalars(forward: Forward, model: PreTrainedModel, inputs: Inputs, keep: Tensor) -> Tensor:
+    """The scalar head's output at k of the N positions, less `config.reward_mean` (absent: 0): (k,).
 
-    `config.reward_mean`, the constant that puts demonstrations at 0, is subtracted (absent: 0).
+    That constant puts demonstrations at a mean score of 0.
     """
-    ids, rows, response = lay_out(prompts, responses, model.device)
-    values = forward(ids, rows, keep=rows.last if at_last_token else response - 1)  # (B or n, 1)
-    values = values.squeeze(-1).float() - getattr(model.config, "reward_mean", 0.0)
-    return values.split([1 if at_last_token else len(row) for row in responses])
+    scalars = forward(inputs.ids, inputs.rows, keep=keep).squeeze(-1).float()
+    return scalars - getattr(model.config, "reward_mean", 0.0)
 
 
 def score_texts(
@@ -182,17 +186,16 @@ def score_texts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[EncodedPrompt],
     responses: Sequence[Response],
-    batch_size: int = 64,
 ) -> list[float]:
-    """The reward model's score of each response to its prompt, `batch_size` rows of similar length at a time.
+    """The reward model's score of each response to its prompt, a few rows of similar length at a time.
 
     A response that came as text is encoded.
     """
     pairs = [(p.ids, response_ids(tokenizer, r)) for p, r in zip(prompts, responses, strict=True)]
     order = sorted(range(len(pairs)), key=lambda row: len(pairs[row][0]) + len(pairs[row][1]))
     scores = [0.0] * len(pairs)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        rows = order[start : start + ROWS_AT_ONCE]
         with torch.no_grad():
             batch = reward_scores(reward_model, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
         for row, score in zip(rows, batch.tolist(), strict=True):

@@ -108,7 +108,7 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
             for example in drawn(read_rankings(checkpoint.path / "rankings.jsonl"))
         )
         training = Work("training", 6, scalar_model, metrics["rankings"] * options["num_train_epochs"] * length)
-        rankings = metrics["rankings"] + metrics["rankings_kept_aside"]
+        rankings = metrics["rankings"] + metrics["rankings_held_out"]
         sampling = Work("sampling", 2, language_model, rankings * length)
         return [training] if options["rankings"] else [sampling, training]
     prompt = mean(prompt_length(example) for example in drawn(read_prompts(options["prompts"])))

@@ -21,12 +21,12 @@ from markupsafe import Markup
 from pydantic import NonNegativeInt, PositiveFloat
 
 from rlhf_mini.core.bootstrap import Estimate
-from rlhf_mini.core.checkpoints import Checkpoint, tool_command
+from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import plain, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
-from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.runs import find_checkpoints, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs

@@ -13,7 +13,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 @options
 class PPOOptions(RunOptions):
-    """Options of `python -m stages.ppo`. B is `episodes`, the batch of one update."""
+    """Options of `python -m stages.ppo`. B is `episodes`, the batch of one iteration."""
 
     # Paths
     seed: NonNegativeInt = option(0, "Seed of the order of prompts and of the sampling.")
@@ -115,5 +115,5 @@ class PPOOptions(RunOptions):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in one update."""
+        """Optimizer steps in one iteration."""
         return self.num_ppo_epochs * self.num_minibatches

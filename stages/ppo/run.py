@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, save_last_good, writing
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, save_last_good, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import read_prompts, read_texts
 from rlhf_mini.core.files import MetricsLog
@@ -47,13 +48,13 @@ class Fault(Exception):
 def ppo_run(options: PPOOptions) -> Iterator["PPORun"]:
     """Loads what PPO needs, from the last save of a killed run if there is one; saves the checkpoint at the end."""
     started = time.time()
-    run = PPORun(options)
+    inputs = load_inputs(options)
     files = [options.prompts, options.validation_prompts, options.ptx_texts]
     with (
-        Resume(options.run_dir, "ppo", command_of(options, files, run.checkpoints), started) as resume,
+        Resume(options.run_dir, "ppo", command_of(options, files, inputs.checkpoints), started) as resume,
         writing(options.run_dir, "ppo") as folder,
     ):
-        run.start(resume, folder)
+        run = PPORun(options, inputs, resume, folder)
         try:
             yield run
         except Fault as fault:
@@ -61,6 +62,39 @@ def ppo_run(options: PPOOptions) -> Iterator["PPORun"]:
             raise UserError(run.keep_last_good(fault)) from None
         run.finish()
     console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - resume.started:.0f} s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What PPO starts from."""
+
+    checkpoints: list[Checkpoint]
+    """SFT, and the reward model if there is one."""
+    models: Models
+    prompts: list[EncodedPrompt]
+    ptx_texts: list[list[int]]
+    validation: metrics.Validation
+
+
+def load_inputs(options: PPOOptions) -> Inputs:
+    """Reads and checks everything before the first step. UserError in one sentence if something is missing."""
+    messages = [example["prompt"] for example in read_prompts(options.prompts)]
+    sft = load_checkpoint(options.run_dir / "sft", "sft")
+    rm = find_reward_model(options, sft)
+    models = load_models(sft, rm, options)
+    policy, tokenizer = models.policy, models.tokenizer
+    prompts = encode_prompts(tokenizer, messages)
+    check_prompt_lengths(policy, prompts, options.max_new_tokens)
+    ptx_texts, held_out = metrics.split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
+    if options.ptx_coef and not ptx_texts:
+        raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
+    return Inputs(
+        checkpoints=[checkpoint for checkpoint in (sft, rm) if checkpoint],
+        models=models,
+        prompts=prompts,
+        ptx_texts=ptx_texts,
+        validation=metrics.Validation(models, options, held_out),
+    )
 
 
 class Learner:
@@ -116,43 +150,26 @@ class Learner:
 class PPORun:
     """A run of stage 3 from its checkpoints to its own. Use `ppo_run`."""
 
-    def __init__(self, options: PPOOptions) -> None:
-        """Reads and checks everything before the first step. UserError in one sentence if something is missing."""
-        self.options = options
-        messages = [example["prompt"] for example in read_prompts(options.prompts)]
-        sft = load_checkpoint(options.run_dir / "sft", "sft")
-        rm = find_reward_model(options, sft)
-        self.checkpoints = [checkpoint for checkpoint in (sft, rm) if checkpoint]
-        self.models = load_models(sft, rm, options)
-        policy, tokenizer = self.models.policy, self.models.tokenizer
-        self.prompts = encode_prompts(tokenizer, messages)
-        check_prompt_lengths(policy, self.prompts, options.max_new_tokens)
-        self.ptx_texts, held_out = metrics.split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
-        if options.ptx_coef and not self.ptx_texts:
-            raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
-        self.validation = metrics.Validation(self.models, options, held_out)
-        self.learner = Learner(self.models, options)
-        self.metrics: dict[str, float] = {}
-        self.update = 0  # the iteration at work; those up to here, at first, were done by the killed run
-        self.last_good: dict[str, torch.Tensor] = {}
-        self.warned = False
-
-    def start(self, resume: Resume, folder: Path) -> None:
+    def __init__(self, options: PPOOptions, inputs: Inputs, resume: Resume, folder: Path) -> None:
         """Resumes from the last save, if any, at the same place in the data."""
-        options = self.options
+        self.options, self.inputs, self.models = options, inputs, inputs.models
         self.resume, self.folder, self.log = resume, folder, MetricsLog(folder / "metrics.jsonl")
+        self.learner = Learner(self.models, options)
+        self.warned = False
         if saved := resume.load(folder):
             self.learner.restore(saved)
-            self.metrics, self.update = saved.state["metrics"], saved.step
+            self.metrics: dict[str, float] = saved.state["metrics"]
+            self.update = saved.step  # the iteration at work; those up to here were done by the killed run
             self.last_good = saved.tensors["last_good"]
         else:
+            self.metrics, self.update = {}, 0
             self.last_good = deepcopy(self.models.policy.state_dict())
-        self.texts = batches(self.ptx_texts, options.ptx_batch_size, options.seed, skip=self.update * options.steps)
+        self.texts = batches(inputs.ptx_texts, options.ptx_batch_size, options.seed, skip=self.update * options.steps)
 
     def prompt_batches(self) -> Iterator[list[EncodedPrompt]]:
         """The prompts of each iteration. What goes with every iteration happens before and after the loop's body."""
         options, learner = self.options, self.learner
-        prompts = batches(self.prompts, options.episodes, options.seed, skip=self.update)
+        prompts = batches(self.inputs.prompts, options.episodes, options.seed, skip=self.update)
         for update in range(self.update + 1, options.updates + 1):
             self.update = update
             clock = time.perf_counter()
@@ -213,8 +230,8 @@ class PPORun:
     def finish(self) -> None:
         """Measures the policy and writes the checkpoint."""
         self.learner.use_average()
-        validation = self.validation()
-        self.validation.show(validation)
+        validation = self.inputs.validation()
+        self.inputs.validation.show(validation)
         self.metrics |= validation
         self.models.value_model.save_pretrained(self.folder / "value_model")
         save_checkpoint(self.folder, stage="ppo", model=self.models.policy, **self.provenance())
@@ -223,7 +240,7 @@ class PPORun:
         """What goes into stage.json."""
         return dict(
             tokenizer=self.models.tokenizer, options=self.options, seed=self.options.seed, metrics=self.metrics,
-            started=self.resume.started, parents=self.checkpoints,
+            started=self.resume.started, parents=self.inputs.checkpoints,
         )  # fmt: skip
 
 

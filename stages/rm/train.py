@@ -93,8 +93,10 @@ def train_rm(options: RMOptions) -> None:
         )
 
         # 1. Rankings: K responses to each prompt from the SFT model, ranked by a labeler.
-        if saved is not None or options.rankings:
-            rankings = read_rankings(folder / "rankings.jsonl" if saved else options.rankings)
+        if saved:
+            rankings = read_rankings(folder / "rankings.jsonl")
+        elif options.rankings:
+            rankings = read_rankings(options.rankings)
         else:
             encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
             groups = sample_groups(sft_model, tokenizer, encoded, options, options.seed, "rm: sampling responses")
@@ -112,7 +114,7 @@ def train_rm(options: RMOptions) -> None:
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
         counts = {
             "rankings": len(rankings),
-            "rankings_kept_aside": len(held_out),
+            "rankings_held_out": len(held_out),
             "pairs": sum(len(pairs(ranking["ranks"])) for ranking in rankings),
         }
         train(
@@ -175,7 +177,7 @@ def sample_groups(
     model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt], options: RMOptions, seed: int,
     description: str,
 ) -> list[list[Response]]:  # fmt: skip
-    """For each prompt the different ones of its K sampled responses; two that are alike cannot be ranked."""
+    """The distinct responses among each prompt's K samples; two that are alike cannot be ranked."""
     responses = respond(
         model,
         tokenizer,

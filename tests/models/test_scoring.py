@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from rlhf_mini.core.examples import Response
+from rlhf_mini.models import scoring
 from rlhf_mini.models.scoring import (
     in_buckets,
     lay_out,
@@ -82,8 +83,11 @@ def test_rows_are_laid_end_to_end() -> None:
 
 @pytest.mark.parametrize("bucket_size", [1, 2, 16])
 @torch.no_grad()
-def test_scores_do_not_depend_on_the_batch(reward_model: GPT2ForSequenceClassification, bucket_size: int) -> None:
-    scores = reward_scores(reward_model, PROMPTS, RESPONSES, bucket_size)
+def test_scores_do_not_depend_on_the_batch(
+    reward_model: GPT2ForSequenceClassification, bucket_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "BUCKET_SIZE", bucket_size)
+    scores = reward_scores(reward_model, PROMPTS, RESPONSES)
     alone = torch.stack([reward_model(torch.tensor([s])).logits[0, 0] - MEAN for s in SEQUENCES])
     torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
     assert scores.std() > 0.1  # they differ, so agreeing means something

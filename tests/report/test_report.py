@@ -142,7 +142,7 @@ def make_run(base: Path, folder: Path) -> ReportOptions:
     }
     metrics: dict[str, dict[str, Any]] = {
         "sft": {"demonstrations": 4},
-        "rm": {"rankings": 3, "rankings_kept_aside": 1, "agreement/training": {"share": 0.7}},
+        "rm": {"rankings": 3, "rankings_held_out": 1, "agreement/training": {"share": 0.7}},
         "ppo": {},
     }
     lines = {

@@ -28,6 +28,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from rlhf_mini.core.examples import Response
 from rlhf_mini.models import sampling, scoring, text
+from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from stages.ppo import losses, train
 from stages.ppo.models import Models
@@ -226,11 +227,12 @@ def positions_count_padding_in_the_rollout(world: World, patch: Patch) -> None:
 def values_one_token_late(world: World, patch: Patch) -> None:
     """They have seen the token, so they take away what it has earned."""
 
-    def values_of_rows(forward: Any, model: Any, at_last_token: bool, prompts: Any, responses: Any) -> Any:
-        ids, rows, response = scoring.lay_out(prompts, responses, model.device)
-        return forward(ids, rows, keep=response).squeeze(-1).split([len(row) for row in responses])
+    def response_values(model: Any, prompts: Any, responses: Any, bucket_size: int) -> Any:
+        inputs = scoring.lay_out(prompts, responses, model.device)
+        with forward_pass(model) as forward:
+            return forward(inputs.ids, inputs.rows, keep=inputs.response).squeeze(-1)
 
-    patch.setattr(scoring, "_values_of_rows", values_of_rows)
+    patch.setattr(scoring, "response_values", response_values)
 
 
 def sampling_from_the_top_3(world: World, patch: Patch) -> None:

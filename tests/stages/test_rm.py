@@ -157,7 +157,7 @@ def test_prompts_that_labelers_cannot_judge(world, capsys):
     helpless = f"{__name__}:helpless_labelers"
     train_rm(options_for(world, prompts=str(world / "foreign.jsonl"), gold_labeler=helpless))
     metrics = stage_json(world, "rm")["metrics"]
-    assert metrics["rankings_kept_aside"] == 4 and metrics["accuracy/rankings"]["prompts"] == 4
+    assert metrics["rankings_held_out"] == 4 and metrics["accuracy/rankings"]["prompts"] == 4
     assert "accuracy/gold" not in metrics
     assert "cannot judge this prompt" in capsys.readouterr().out
 
@@ -174,7 +174,7 @@ def test_trains_on_a_rankings_file(world):
     write_jsonl(world / "people.jsonl", rankings)
     train_rm(options_for(world, rankings=str(world / "people.jsonl"), prompts="nowhere.jsonl", num_train_epochs=2))
     metrics = stage_json(world, "rm")["metrics"]
-    assert metrics["rankings"] + metrics["rankings_kept_aside"] == len(rankings)
+    assert metrics["rankings"] + metrics["rankings_held_out"] == len(rankings)
     assert metrics["accuracy/rankings"]["share"] > 0.85
     assert metrics["accuracy/heldout"]["share"] < 0.3  # the toy labelers like the opposite
     assert read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl") == rankings
