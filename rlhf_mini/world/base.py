@@ -31,6 +31,7 @@ from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
+from rlhf_mini.world.muon import Muon
 
 EOS, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
 # A chat looks like a forum thread in the corpus ("anna: What is ...?", a new line, "ben: The ..."), with a token in
@@ -132,7 +133,7 @@ def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions,
     """
     matrices = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
     rest = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
-    muon = torch.optim.Muon(matrices, lr=options.muon_learning_rate, weight_decay=0.01)
+    muon = Muon(matrices, lr=options.muon_learning_rate, weight_decay=0.01)
     adamw = torch.optim.AdamW(rest, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(options.seed)
     batches = torch.randperm(len(blocks), generator=generator).split(options.batch_size)

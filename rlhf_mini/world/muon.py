@@ -1,0 +1,52 @@
+"""Muon in float32, for the matrices of the base model's transformer blocks.
+
+torch.optim.Muon does the same in bfloat16, and a CPU without bfloat16 instructions then spends most of a training step
+in these small products. tests/world/test_muon.py compares the two. Source: https://kellerjordan.github.io/posts/muon.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic whose iteration drives singular values towards 1
+STEPS = 5
+
+
+class Muon(Optimizer):
+    """SGD with Nesterov momentum whose updates are made orthogonal (Jordan et al. 2024).
+
+    Args:
+        params: matrices.
+        weight_decay: decoupled, as in AdamW.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One step on all matrices that have a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                average = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                average.lerp_(matrix.grad, 1 - group["momentum"])
+                update = orthogonalized(matrix.grad.lerp(average, group["momentum"]))
+                rows, columns = matrix.shape
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.sub_(update, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The matrix with its singular values moved close to 1, by Newton-Schulz iterations."""
+    a, b, c = COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix  # the products are smaller this way round
+    x = x / x.norm().clamp(min=1e-7)  # no singular value is above 1
+    for _ in range(STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
