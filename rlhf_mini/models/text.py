@@ -53,6 +53,12 @@ def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
     return [[eos, *ids, eos][: context_length(model)] for ids in encoded]
 
 
+def split_texts(texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """The texts to train on, and a tenth held out to measure the LM loss."""
+    held_out = -(-len(texts) // 10)
+    return texts[held_out:], texts[:held_out]
+
+
 def to_responses(tokenizer: PreTrainedTokenizerBase, sampled: Sequence[list[int]]) -> list[Response]:
     """Sampled tokens as responses, without the space with which a template may begin a turn."""
     texts = tokenizer.batch_decode(list(sampled), skip_special_tokens=True) if sampled else []

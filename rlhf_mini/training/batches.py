@@ -1,9 +1,13 @@
-"""Batches of examples of similar length. Attention pads the rows of a batch, so this saves time."""
+"""The order of training examples: batches of similar length, and endless batches of texts and prompts."""
 
+import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, count, islice
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 POOL = 16  # batches sorted by length together: enough to save most of the padding, few enough to stay random
 
@@ -11,7 +15,8 @@ POOL = 16  # batches sorted by length together: enough to save most of the paddi
 def length_bucketed_batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """The batches of a whole training run, as indices of examples. It passes over all examples until it has enough.
 
-    A longer run with the same seed begins with the same batches.
+    Attention pads the rows of a batch, so lengths that are alike save time. A longer run with the same seed begins with
+    the same batches.
 
     Args:
         lengths: tokens of each example.
@@ -35,3 +40,13 @@ def one_pass(lengths: Sequence[int], batch_size: int, generator: torch.Generator
         batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
     last = [batches.pop()] if len(batches[-1]) < batch_size else []
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()] + last
+
+
+def endless_batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
+    """Batches after the first `skip`: pass after pass over all items, each pass in a new order."""
+    rng = random.Random(seed)
+    endless = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
+    for number in count():
+        batch = list(islice(endless, size))
+        if number >= skip:
+            yield batch

@@ -77,12 +77,6 @@ def show(update: int, metrics: dict[str, float], options: PPOOptions, batch: Bat
         console.print(f"    score: {float(batch.scores[0]):+.2f}", style="dim")
 
 
-def split_texts(texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """The texts to train on, and a tenth held out to measure the LM loss."""
-    held_out = -(-len(texts) // 10)
-    return texts[held_out:], texts[:held_out]
-
-
 class Validation:
     """Policy and SFT model on prompts and texts that neither was trained on."""
 

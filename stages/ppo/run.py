@@ -8,15 +8,13 @@ with ppo_run(options) as run:
 """
 
 import math
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,13 +24,13 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import read_prompts, read_texts
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.resume import Resume, State, Tensors, command_of, load_optimizer, optimizer_tensors
-from rlhf_mini.models.text import EncodedPrompt, check_prompt_lengths, encode_prompts, encode_texts
+from rlhf_mini.models.text import EncodedPrompt, check_prompt_lengths, encode_prompts, encode_texts, split_texts
+from rlhf_mini.training.batches import endless_batches
 from rlhf_mini.training.schedule import warmup_cosine
 from stages.ppo import losses, metrics
 from stages.ppo.models import Batch, Models, find_reward_model, load_models
 from stages.ppo.options import PPOOptions
 
-T = TypeVar("T")
 LOWER_RATE = "try a lower --learning_rate or --value_learning_rate"
 
 
@@ -85,7 +83,7 @@ def load_inputs(options: PPOOptions) -> Inputs:
     policy, tokenizer = models.policy, models.tokenizer
     prompts = encode_prompts(tokenizer, messages)
     check_prompt_lengths(policy, prompts, options.max_new_tokens)
-    ptx_texts, held_out = metrics.split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
+    ptx_texts, held_out = split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
     if options.ptx_coef and not ptx_texts:
         raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
     return Inputs(
@@ -164,12 +162,14 @@ class PPORun:
         else:
             self.metrics, self.update = {}, 0
             self.last_good = deepcopy(self.models.policy.state_dict())
-        self.texts = batches(inputs.ptx_texts, options.ptx_batch_size, options.seed, skip=self.update * options.steps)
+        self.texts = endless_batches(
+            inputs.ptx_texts, options.ptx_batch_size, options.seed, skip=self.update * options.steps
+        )
 
     def prompt_batches(self) -> Iterator[list[EncodedPrompt]]:
         """The prompts of each iteration. What goes with every iteration happens before and after the loop's body."""
         options, learner = self.options, self.learner
-        prompts = batches(self.inputs.prompts, options.episodes, options.seed, skip=self.update)
+        prompts = endless_batches(self.inputs.prompts, options.episodes, options.seed, skip=self.update)
         for update in range(self.update + 1, options.updates + 1):
             self.update = update
             clock = time.perf_counter()
@@ -258,13 +258,3 @@ def collapse(rollout: dict[str, float], options: PPOOptions) -> Fault | None:
             "try a higher --kl_coef or fewer --updates, or read samples and lower --min_entropy",
         )
     return None
-
-
-def batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
-    """Endless batches, starting after the first `skip`: pass after pass over all items, each pass in a new order."""
-    rng = random.Random(seed)
-    endless = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
-    for number in count():
-        batch = list(islice(endless, size))
-        if number >= skip:
-            yield batch

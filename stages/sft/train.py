@@ -2,6 +2,7 @@
 
     python -m stages.sft                        # data/base + data/demonstrations.jsonl -> runs/default/sft
     python -m stages.sft --dropout 0.2 --num_train_epochs 16 --run long
+    python -m stages.sft --ptx_coef 0.3         # mixes pretraining texts in: forgets less of what the base knows
 
 The base model learns to answer as the demonstrations do. The loss is the negative log-likelihood of the completion's
 tokens given the prompt; the prompt's own tokens do not count. What to inspect: validation_loss before and after
@@ -33,13 +34,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Demonstration, read_demonstrations
+from rlhf_mini.core.examples import Demonstration, read_demonstrations, read_texts
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.sampling import respond
-from rlhf_mini.models.scoring import lay_out
-from rlhf_mini.models.text import context_length, encode_prompts, encode_response, excerpt
+from rlhf_mini.models.scoring import lay_out, text_loss
+from rlhf_mini.models.text import (
+    context_length,
+    encode_prompts,
+    encode_response,
+    encode_texts,
+    excerpt,
+    split_texts,
+)
+from rlhf_mini.training.batches import endless_batches
 from rlhf_mini.training.loop import Objective, train
 from stages.sft.options import SFTOptions
 
@@ -68,12 +77,14 @@ def train_sft(options: SFTOptions) -> None:
     examples = encode(model, tokenizer, training, options.demonstrations)
     validation = encode(model, tokenizer, held_out, options.demonstrations)
     prompts = encode_prompts(tokenizer, [held_out[0]["prompt"]])  # the one to show a response to
+    texts = pretraining_texts(model, tokenizer, options) if options.ptx_coef else []
 
     def sampled() -> str:
         responses = respond(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, seed=options.seed)
         return excerpt(prompts[0].messages, responses[0])
 
-    command = command_of(options, files=[options.demonstrations], parents=[base])
+    files = [options.demonstrations, *([options.ptx_texts] if options.ptx_coef else [])]
+    command = command_of(options, files, parents=[base])
     with Resume(options.run_dir, "sft", command, started) as resume, writing(options.run_dir, "sft") as folder:
         saved = resume.load(folder)
         log = MetricsLog(folder / "metrics.jsonl")
@@ -93,12 +104,20 @@ def train_sft(options: SFTOptions) -> None:
             "validation_loss_before": loss_before,
         }
 
-        # 3. Gradient steps on the completions.
+        # 3. Gradient steps on the completions, and on pretraining texts if they are mixed in.
+        text_batches = endless_batches(texts, options.ptx_batch_size, options.seed, skip=saved.step if saved else 0)
+
+        def objective(batch: Sequence[Example]) -> Objective:
+            loss = completion_loss(model, batch)
+            if not options.ptx_coef:
+                return Objective(loss)
+            ptx = text_loss(model, next(text_batches))
+            return Objective(loss + options.ptx_coef * ptx, {"loss/ptx": ptx})
+
         model.train()  # dropout
         steps = train(
-            model, examples, lambda batch: Objective(completion_loss(model, batch)), options, resume=resume,
-            saved=saved, folder=folder, metrics=metrics, provenance=provenance, show=sampled,
-            show_every=options.show_every,
+            model, examples, objective, options, resume=resume, saved=saved, folder=folder, metrics=metrics,
+            provenance=provenance, show=sampled, show_every=options.show_every,
         )  # fmt: skip
 
         # 4. The loss on the held-out demonstrations again, and the checkpoint.
@@ -164,6 +183,20 @@ def encode(
                 f"{example.length} tokens, but the model's context has {positions}: shorten it"
             )
     return examples
+
+
+def pretraining_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: SFTOptions
+) -> list[list[int]]:
+    """The texts to mix in; the tenth on which PPO measures what was forgotten is left out.
+
+    Raises:
+        UserError: there is no other text.
+    """
+    texts, _ = split_texts(encode_texts(model, tokenizer, read_texts(options.ptx_texts)))
+    if not texts:
+        raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
+    return texts
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise, repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from stages.ppo import losses, metrics, rewards, train
 from stages.ppo import run as ppo_run
 from stages.ppo.models import Batch, Models, load_models
 from stages.ppo.options import PPOOptions
-from stages.ppo.run import Learner, batches
+from stages.ppo.run import Learner
 
 ROOT = Path(__file__).parents[2]
 REWARD_MEAN = 0.25
@@ -285,15 +285,6 @@ def test_policy_and_value_model_do_not_share_gradients(runs: Path) -> None:
     values.sum().backward()
     assert all(p.grad is None for p in models.policy.parameters())
     assert all(p.grad is not None for p in models.value_model.parameters())
-
-
-def test_prompts_come_in_a_new_order_in_every_pass_and_can_be_skipped() -> None:
-    order = list(islice(batches(range(10), 5, seed=0, skip=0), 6))
-    passes = [order[0] + order[1], order[2] + order[3], order[4] + order[5]]
-    assert all(sorted(one) == list(range(10)) for one in passes)
-    assert passes[0] != passes[1] != passes[2]
-    assert next(batches(range(10), 5, seed=0, skip=3)) == order[3]
-    assert next(batches(range(10), 5, seed=1, skip=0)) != order[0]
 
 
 def test_minibatches_are_drawn_anew_and_cover_every_episode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from trl_oracle import assert_trains_like_trl, trl_settings
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Demonstration
-from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.files import read_jsonl, write_jsonl
 from rlhf_mini.core.options import parse_options
-from rlhf_mini.models.text import encode_response
+from rlhf_mini.models.scoring import text_loss
+from rlhf_mini.models.text import encode_response, encode_texts
 from rlhf_mini.training.batches import length_bucketed_batches
 from rlhf_mini.training.loop import Objective
 from stages.sft import train as sft
@@ -46,6 +47,38 @@ def options_for(base: Path, folder: Path, demonstrations: list[Demonstration], *
         max_new_tokens=8,
     )
     return SFTOptions(**{**defaults, **changes})
+
+
+def text_loss_after(base: Path, folder: Path, **changes: Any) -> tuple[float, list[dict[str, Any]]]:
+    """The LM loss on the texts that were mixed in, or left out, and the lines of metrics.jsonl."""
+    texts = [f"The moon is {colour}." for colour in ("red", "blue", "green", "grey") * 10]
+    write_jsonl(folder / "texts.jsonl", [{"text": text} for text in texts])
+    demonstrations = [demonstration(f"Say {n}", "It is so.") for n in range(40)]
+    options = options_for(base, folder, demonstrations, ptx_texts=str(folder / "texts.jsonl"), **changes)
+    train_sft(options)
+    out = options.run_dir / "sft"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    with torch.no_grad():
+        loss = text_loss(model, encode_texts(model, tokenizer, texts)).item()
+    return loss, read_jsonl(out / "metrics.jsonl")
+
+
+def test_pretraining_texts_can_be_mixed_in(nano_base, tmp_path):
+    without, lines = text_loss_after(nano_base, tmp_path / "without")
+    assert not any("loss/ptx" in line for line in lines)
+    mixed, lines = text_loss_after(nano_base, tmp_path / "mixed", ptx_coef=1.0)
+    logged = [line["loss/ptx"] for line in lines if "loss/ptx" in line]
+    assert mixed < 0.8 * without and logged[-1] < 0.8 * logged[0]
+    again, _ = text_loss_after(nano_base, tmp_path / "again", ptx_coef=1.0)
+    assert again == mixed
+
+
+def test_one_text_is_too_few_to_mix_in(nano_base, tmp_path):
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": "The moon is red."}])
+    options = options_for(nano_base, tmp_path, [demonstration("Say", "So.")] * 4, ptx_coef=1.0)
+    options.ptx_texts = str(tmp_path / "texts.jsonl")
+    with pytest.raises(UserError, match="has one text, which is held out: --ptx_coef needs more"):
+        train_sft(options)
 
 
 def test_learns_from_demonstrations_and_leaves_a_checkpoint(nano_base, tmp_path, capsys):
