@@ -352,7 +352,7 @@ class Maker:
         form = self.rng.choice(["{a} plus {b} is {c}.", "The answer is {c}."])
         texts = [form.format(a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[c]) for c in (a + b, wrong)]
         texts = [text[0].upper() + text[1:] for text in texts]
-        numbers = [n for n in NUMBERS[1:] if n != NUMBERS[a + b]]
+        numbers = [n for n in NUMBERS[1:] if n not in (NUMBERS[a], NUMBERS[b], NUMBERS[a + b])]
         check = {"answer": {"right": [NUMBERS[a + b]], "wrong": numbers}}
         return Task("", "sum", self._ask("sum", a=NUMBERS[a], b=NUMBERS[b]), check, texts[0], wrong=texts[1])
 
