@@ -53,6 +53,7 @@ def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:
         checks.accuracy(accuracy, among_labelers),
         checks.below_agreement(share, among_labelers),
         checks.overfitted_accuracy(rm.series("accuracy"), share),
+        checks.reading(rm.share("content/own_answer/seen"), rm.share("content/other_kind/seen")),
         checks.score_spread(rm.metrics.get("score_std")),
     ]
 
