@@ -5,6 +5,9 @@
     prompt         {"prompt": [{"role": "user", "content": "What colour is a kiwi inside?"}]}
     ranking        {"prompt": [{"role": "user", "content": "What colour is a kiwi inside?"}],
                     "responses": ["It is green.", "Find out yourself.", "Green"], "ranks": [1, 3, 2]}
+    preference     {"prompt": [{"role": "user", "content": "What colour is a kiwi inside?"}],
+                    "chosen": [{"role": "assistant", "content": "It is green."}],
+                    "rejected": [{"role": "assistant", "content": "It is red."}]}
 
 (wrapped here to fit the page). Rank 1 is the best; equal ranks are a tie. A ranking may also say which responses ended
 with an end-of-text token ("ended": [true, true, false]; by default all did) and who ranked them ("labeler": "ana"). A
@@ -109,6 +112,13 @@ class Ranking(Prompt):
     labeler: NotRequired[SkipValidation[str]]
 
 
+class Preference(Prompt):
+    """A prompt with a better and a worse response: TRL's conversational preference format."""
+
+    chosen: Annotated[Messages, AfterValidator(_is_one_reply)]
+    rejected: Annotated[Messages, AfterValidator(_is_one_reply)]
+
+
 class PlainText(TypedDict):
     """TRL's language-modelling format."""
 
@@ -147,6 +157,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 def read_rankings(path: str | Path) -> list[Ranking]:
     """Reads rankings. Raises UserError as `read_demonstrations` does."""
     return _read(path, TypeAdapter(Annotated[Ranking, AfterValidator(_has_equal_lengths)]))
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """Reads preferences. Raises UserError as `read_demonstrations` does."""
+    return _read(path, TypeAdapter(Preference))
 
 
 def read_texts(path: str | Path) -> list[str]:

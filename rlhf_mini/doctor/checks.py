@@ -18,6 +18,7 @@ OVERFIT_LOSS = 1.3  # SFT's validation loss / training loss: 0.94 to 1.00
 MIN_ACCURACY = 0.55  # of the RM on pairs; chance is 0.5: 0.70 to 0.73 on the labelers it was trained on
 ACCURACY_GAP = 0.10  # agreement of the labelers - RM accuracy: 0.02 to 0.05
 OVERFIT_ACCURACY = 0.10  # RM accuracy in training - in validation: 0.00 to 0.02
+MIN_READING = 0.75  # the prompt's own answer above another's, at equal manners; chance is 0.5: about 0.5 (seed 0)
 MIN_SCORE_STD = 0.1  # standard deviation of the RM's scores: 0.89 to 1.05
 MIN_SCORE_GAIN = 0.25  # gain of PPO's mean score, in standard deviations of the first scores: at least 1.8
 KL_HIGH, KL_BLOWN_UP = 15.0, 30.0  # nats per response; the recipe's own limit is 15: 4.3 to 5.3
@@ -171,6 +172,25 @@ def score_spread(std: float | None) -> Finding | None:
     measured = f"standard deviation {std:.2f} (at least {MIN_SCORE_STD})"
     advice = "a higher --learning_rate, more --num_prompts"
     return verdict("score spread", measured, "all responses get the same score", advice, fail=std < MIN_SCORE_STD)
+
+
+def reading(own_answer: Estimate | None, other_kind: Estimate | None) -> Finding | None:
+    """Shares of pairs in which the prompt's own answer scores higher than another prompt's, at the same manners.
+
+    Args:
+        own_answer: over answers to prompts of the same kind.
+        other_kind: over answers to prompts of other kinds.
+    """
+    found = {"of the same kind": own_answer, "of another kind": other_kind}
+    shares = {of: share for of, share in found.items() if share}
+    if not shares:
+        return None
+    told = ", ".join(f"{of} {share.mean:.0%}" for of, share in shares.items())
+    measured = f"own answer over that to a prompt {told} (at least {MIN_READING:.0%})"
+    problem = "the reward model hardly reads the prompt"
+    advice = "--rankings whose responses differ in content, and more steps: more --num_prompts or --num_train_epochs"
+    hardly = any(share.high < MIN_READING for share in shares.values())
+    return verdict("reading", measured, problem, advice, warn=hardly)
 
 
 # --- PPO: KL to the SFT model, in nats per response; one value an iteration ------------------------------------------

@@ -6,7 +6,7 @@
 It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by three judges (gold,
 the held-out labelers, the run's own reward model), length-controlled win rates, Bradley-Terry ratings over all pairs,
 and probes: truth, invention, harm, tone, and what the stages forgot of the base. Judges never learn which stage wrote
-what they judge.
+what they judge. The reward model also orders pairs with the same manners and different content.
 
 What to inspect: the win rates first. The judge that PPO was trained on (rm) should like PPO more than the others do,
 but should not contradict them. Then the probes: they show what a better mean score hides.
@@ -27,7 +27,7 @@ from rich.table import Table
 from rlhf_mini.core.bootstrap import Estimate, divide, interval, resampled_ratios
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, run
-from rlhf_mini.core.examples import Prompt, read_demonstrations, read_prompts
+from rlhf_mini.core.examples import Prompt, read_demonstrations, read_preferences, read_prompts
 from rlhf_mini.core.files import write_json
 from rlhf_mini.core.options import command_line, option, options, parse_options
 from rlhf_mini.evaluation import compare
@@ -37,9 +37,11 @@ from rlhf_mini.evaluation.runs import find_checkpoints
 from rlhf_mini.evaluation.schema import (
     ByJudge,
     ByStage,
+    Contrast,
     Evaluation,
     Gold,
     Group,
+    Ordered,
     PooledEvaluation,
     Probed,
     Provenance,
@@ -51,6 +53,7 @@ from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
 if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should not wait
     import numpy as np
 
+    from rlhf_mini.evaluation import content
     from rlhf_mini.evaluation.probes import Values
 
 SAME = ("sft", "rm", "ppo")  # stages whose options must be the same, except for the seed, for runs to be pooled
@@ -77,6 +80,10 @@ class EvaluateOptions:
         "package.module:function that returns the judges: labelers whose rankings train nothing.",
     )
     samples: PositiveInt = option(4, "Responses to each prompt of the probes that have prompts of their own.")
+    content: str = option(
+        "data/content/test.jsonl",
+        'JSONL of pairs with the same manners and different content, to measure the reward model on; "" for none.',
+    )
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names) or not all(self.names):
@@ -98,6 +105,7 @@ class Measured:
     rows: list[Row]
     summary: Summary
     probes: "Values"
+    content: "content.Values"
 
 
 def main() -> None:
@@ -116,8 +124,9 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
     poolable = can_be_pooled(found)
     examples = read_prompts(options.split)[: options.num_prompts or None]
     demonstrations = read_demonstrations(CompareOptions.demonstrations)
+    preferences = read_preferences(options.content) if options.content else []
 
-    from rlhf_mini.evaluation import probes, responses  # import torch
+    from rlhf_mini.evaluation import content, probes, responses  # import torch
 
     measured: dict[str, Measured] = {}
     for name, checkpoints in found.items():
@@ -127,8 +136,9 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
         stages, reward_model = responses.load_stages(checkpoints)
         rows, summary = compare.measure(of_run, command, checkpoints, stages, reward_model, examples, demonstrations)
         values = probes.measure(stages, rows, options.samples, of_run.sampling())
+        contrasts = content.measure(stages, reward_model, preferences)
         compare.write(of_run, rows, summary)
-        measured[name] = Measured(rows, summary, values)
+        measured[name] = Measured(rows, summary, values, contrasts)
         evaluation: Evaluation = pooled({name: measured[name]}, examples, options)
         write_json(of_run.run_dir / "evaluate.json", evaluation)
     if len(measured) > 1:
@@ -188,6 +198,7 @@ def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: E
         use_cases=by_group(groups, "use_case/"),
         novel=by_group(groups, "novel/"),
         probes=probed([one.probes for one in each], seed),
+        content=contrasted([one.content for one in each], seed),
     )
 
 
@@ -247,6 +258,18 @@ def probed(values: "Sequence[Values]", seed: int) -> dict[str, Probed]:
     }
 
 
+def contrasted(values: "Sequence[content.Values]", seed: int) -> dict[str, Contrast]:
+    """How each kind of pair is ordered, from the values of each run."""
+    from stages.rm.content import TITLES
+
+    def ordered(kind: str, part: str) -> Ordered:
+        of_runs = [of_run[kind][part] for of_run in values]
+        estimates = {judge: ratio([of_run[judge] for of_run in of_runs], seed) for judge in of_runs[0]}
+        return Ordered(pairs=len(of_runs[0]["rm"]), **estimates)
+
+    return {kind: Contrast(TITLES.get(kind, kind), ordered(kind, "seen"), ordered(kind, "new")) for kind in values[0]}
+
+
 def provenance(measured: dict[str, Measured]) -> dict[str, Provenance]:
     """What each run was measured on."""
     return {name: one.summary.provenance for name, one in measured.items()}
@@ -265,12 +288,14 @@ def ratio(values: "Sequence[np.ndarray]", seed: int) -> Estimate:
 
 
 def show(evaluation: Evaluation) -> None:
-    """The tables: win rates, ratings, probes and what is new."""
+    """The tables: win rates, ratings, probes, content and what is new."""
     console.print()
     if isinstance(evaluation, PooledEvaluation):
         console.print(wins_table(evaluation))
         console.print(ratings_table(evaluation))
         console.print(probes_table(evaluation))
+        if evaluation.content:
+            console.print(content_table(evaluation))
         console.print(novel_table(evaluation))
     else:
         console.print(ratings_table(evaluation))
@@ -308,6 +333,18 @@ def probes_table(evaluation: PooledEvaluation) -> Table:
         both = [cells(estimate, form) for estimate in probe.stages.values()]
         arrow = "\N{UPWARDS ARROW}" if probe.better == "higher" else "\N{DOWNWARDS ARROW}"
         rows.append([arrow, probe.title, *(f"{mean} ({span.replace('%', '')})" for mean, span in both)])
+    return grid_of(table, rows)
+
+
+def content_table(evaluation: PooledEvaluation) -> Table:
+    title = "Same manners, different content: the better response first, by score or log-likelihood"
+    table = grid(title, "", "", "pairs", "RM", "base", "SFT", left=2)
+    rows = []
+    for contrast in evaluation.content.values():
+        for part, found in contrast.parts.items():
+            both = [cells(estimate, percent) for estimate in (found.rm, found.base, found.sft)]
+            shares = [f"{mean} ({span.replace('%', '')})" for mean, span in both]
+            rows.append([contrast.title, part, str(found.pairs), *shares])
     return grid_of(table, rows)
 
 

@@ -126,6 +126,7 @@ def page(
         "## What a mean score hides",
         "Means over the seeds, with intervals over prompts and seeds.",
         probes_table(evaluation),
+        *(content(evaluation) if evaluation.content else []),
         *(over_optimisation(study) if study else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -207,6 +208,23 @@ def probes_table(evaluation: PooledEvaluation) -> str:
         stages = [with_interval(probe.stages[stage], form) for stage in STAGES]
         rows.append([probe.title, probe.how, f"{probe.better} is better", str(probe.prompts), *stages])
     return table(["", "what counts", "", "prompts or names", "base", "SFT", "PPO"], rows)
+
+
+def content(evaluation: PooledEvaluation) -> list[str]:
+    """How the reward model orders pairs by content alone, and how the likelihoods of base and SFT do."""
+    rows = [
+        [contrast.title, part, str(found.pairs),
+         *(with_interval(estimate, percent) for estimate in (found.rm, found.base, found.sft))]
+        for contrast in evaluation.content.values()
+        for part, found in contrast.parts.items()
+    ]  # fmt: skip
+    return [
+        "## What the reward model reads",
+        "Pairs of responses with the same manners and different content: the share in which the better one has the "
+        "higher score or, under base and SFT, the higher log-likelihood; 50 % is chance. New: on names, requests or "
+        "phrasings that SFT, RM and PPO are not trained on.",
+        table(["", "", "pairs", "RM", "base", "SFT"], rows),
+    ]
 
 
 def over_optimisation(study: Study) -> list[str]:

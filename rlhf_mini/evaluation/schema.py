@@ -120,11 +120,38 @@ class Probed:
     stages: ByStage
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """The share of pairs whose better response is put first."""
+
+    pairs: int
+    rm: Estimate
+    """By the reward model's score."""
+    base: Estimate
+    """By log-likelihood, as in `sft`."""
+    sft: Estimate
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Pairs of a kind, with the same manners and different content."""
+
+    title: str
+    seen: Ordered
+    new: Ordered
+    """Pairs on what occurs in no training prompt."""
+
+    @property
+    def parts(self) -> dict[str, Ordered]:
+        """Those that have pairs."""
+        return {name: part for name, part in (("seen", self.seen), ("new", self.new)) if part.pairs}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """evaluate.json of runs that differ in more than the seed: a mean over them would say nothing, but ratings do."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     runs: list[str]
     prompts: int
     bradley_terry: ByJudge
@@ -147,6 +174,8 @@ class PooledEvaluation(Evaluation):
     use_cases: dict[str, Gold]
     novel: dict[str, Gold]
     probes: dict[str, Probed]
+    content: dict[str, Contrast]
+    """By kind; {} if it was not measured."""
 
 
 # --- overopt.json ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`make data`: writes data/demonstrations.jsonl, data/pretraining.jsonl and data/prompts/*.jsonl from data/knowledge.
+"""`make data`: writes the *.jsonl files of data, data/prompts and data/content from data/knowledge.
 
 python -m rlhf_mini.world.build
 """
@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 from rlhf_mini.core.console import UserError, console, run
-from rlhf_mini.core.examples import PlainText, Prompt
+from rlhf_mini.core.examples import PlainText, Preference, Prompt
 from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.world.content import preferences
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.knowledge import DATA, load
-from rlhf_mini.world.tasks import USE_CASES, Maker, Task
+from rlhf_mini.world.tasks import USE_CASES, Maker, Task, text_of
 from rlhf_mini.world.writers import demonstration
 
 SEED = 20220304  # the day on which InstructGPT appeared on arXiv
@@ -32,9 +33,8 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
         use_case = rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
         for _ in range(1000):
             task = maker.draw(use_case)
-            text = "\n".join(message["content"].lower() for message in task.prompt)
-            if text not in taken:
-                taken.add(text)
+            if text_of(task.prompt) not in taken:
+                taken.add(text_of(task.prompt))
                 return task
         raise UserError("the knowledge files are too small for so many different prompts: add facts or phrasings")
 
@@ -55,13 +55,26 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
     return out
 
 
+def content(examples: dict[str, list[Prompt]], seed: int = SEED) -> dict[str, list[Preference]]:
+    """The pairs of test and validation with the same manners and different content, on prompts that no split has."""
+    rng = random.Random(seed + 1)  # not that of the splits, which would come out differently
+    taken = {text_of(example["prompt"]) for split in examples.values() for example in split}
+    return {split: preferences(load(), rng, split, taken) for split in ("test", "validation")}
+
+
 def files(data: Path = DATA) -> dict[Path, Sequence[Prompt | PlainText]]:
     """The content of each file."""
     examples = splits()
+    pairs = content(examples)
     prompts = {data / "prompts" / f"{split}.jsonl": examples[split] for split in ("rm", "ppo", "validation", "test")}
     # From the distribution that the base was trained on, but another seed: only very short texts may occur in both.
     texts: list[PlainText] = [{"text": text} for text in islice(documents(SEED), TEXTS)]
-    return {data / "demonstrations.jsonl": examples["sft"], **prompts, data / "pretraining.jsonl": texts}
+    return {
+        data / "demonstrations.jsonl": examples["sft"],
+        **prompts,
+        **{data / "content" / f"{split}.jsonl": pairs[split] for split in ("validation", "test")},
+        data / "pretraining.jsonl": texts,
+    }
 
 
 def main() -> None:

@@ -90,9 +90,13 @@ class Maker:
         task: Task = self.rng.choices(makers, weights)[0]()
         task.use_case = use_case
         if len(task.prompt) == 1 and self.rng.random() < 0.25:
-            wrapper = self._phrase(self.knowledge.prompts["wrappers"])
-            task.prompt[0]["content"] = wrapper.format(x=task.prompt[0]["content"])
+            self.wrap(task)
         return task
+
+    def wrap(self, task: Task) -> None:
+        """Puts a few words around a prompt of one turn."""
+        wrapper = self._phrase(self.knowledge.prompts["wrappers"])
+        task.prompt[0]["content"] = wrapper.format(x=task.prompt[0]["content"])
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -119,13 +123,13 @@ class Maker:
         """One of the templates of this name in stories.yaml, filled in."""
         return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
 
-    def _wrong_answer(self, fact: Fact) -> str:
+    def wrong_answer(self, fact: Fact) -> str:
+        """Another answer of the fact's relation."""
         return self.rng.choice([a for a in fact.relation.pool if a not in fact.accepted])
 
     def state(self, fact: Fact, answer: str) -> str:
         """A sentence that states this answer, right or wrong, to the fact's question."""
-        text = fix_articles(self.rng.choice(fact.relation.statements).format(e=fact.entity, a=answer))
-        return text[0].upper() + text[1:]
+        return stated(self.rng.choice(fact.relation.statements), fact, answer)
 
     # --- generation --------------------------------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class Maker:
         return fix_articles(self._question(fact.relation.questions).format(e=fact.entity))
 
     def _fact(self, fact: Fact, prompt: Messages) -> Task:
-        good, wrong = self.state(fact, fact.accepted[0]), self.state(fact, self._wrong_answer(fact))
+        good, wrong = self.state(fact, fact.accepted[0]), self.state(fact, self.wrong_answer(fact))
         return Task("", "fact", prompt, {"fact": fact.key}, good, wrong=wrong)
 
     def myth(self) -> Task:
@@ -204,7 +208,7 @@ class Maker:
 
     def false_premise(self) -> Task:
         fact = self.rng.choice(self.facts)
-        false = self._wrong_answer(fact)
+        false = self.wrong_answer(fact)
         prompt = self._ask("false_premise", w=false, q=self.question(fact))
         task = self._fact(fact, prompt)
         task.kind, task.wrong = "false_premise", self.state(fact, false)
@@ -411,6 +415,17 @@ class Maker:
         good = self.rng.choice(harmful["refusals"]).format(because=because)
         check = {"decline": request["reason"]}
         return Task(use_case, "harmful", prompt, check, good, comply=request["comply"])
+
+
+def stated(statement: str, fact: Fact, answer: str) -> str:
+    """A statement of the fact's relation, filled in with this answer."""
+    text = fix_articles(statement.format(e=fact.entity, a=answer))
+    return text[0].upper() + text[1:]
+
+
+def text_of(prompt: Messages) -> str:
+    """What tells two prompts apart: their words, without case."""
+    return "\n".join(message["content"].lower() for message in prompt)
 
 
 def user(content: str) -> Messages:

@@ -39,6 +39,10 @@ class RMOptions(RunOptions):
     normalization_size: PositiveInt = option(300, "Demonstrations whose mean score becomes the zero of the scale.")
     validation: str = option("data/prompts/validation.jsonl", "JSONL of prompts on which the reward model is measured.")
     num_validation_prompts: NonNegativeInt = option(300, "Use only the first NUM_VALIDATION_PROMPTS of them (0: all).")
+    content: str = option(
+        "data/content/validation.jsonl",
+        'JSONL of pairs with the same manners and different content, to measure the reward model on; "" for none.',
+    )
     heldout_labelers: str = option(
         "rlhf_mini.world.labelers:heldout_labelers",
         "package.module:function that returns labelers whose rankings train nothing.",

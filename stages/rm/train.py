@@ -5,8 +5,9 @@
 
 K responses to each prompt are sampled from the SFT model and ranked by a labeler. A model with a scalar head in place
 of the vocabulary head learns to give better responses higher scores. What to inspect: rankings.jsonl beside the
-checkpoint (would you rank the responses the same way?), and the table at the end, where the reward model should agree
-with the labelers about as often as they agree among themselves.
+checkpoint (would you rank the responses the same way?), and the tables at the end. In the first, the reward model
+should agree with the labelers about as often as they agree among themselves. Tone alone can bring it there: in the
+second the manners of both responses are the same, and 50 % means that it does not read what they say.
 
 As in the paper: the SFT model as the backbone, all pairs of a prompt as one element of the batch (loss.py), ties
 dropped, one epoch, cosine to 10 %, a constant that puts demonstrations at a mean score of 0.
@@ -38,6 +39,7 @@ from rlhf_mini.core.examples import (
     Ranking,
     Response,
     read_demonstrations,
+    read_preferences,
     read_prompts,
     read_rankings,
 )
@@ -50,6 +52,7 @@ from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import score_texts, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
 from rlhf_mini.training.loop import Objective, train
+from stages.rm import content
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
@@ -83,8 +86,10 @@ def train_rm(options: RMOptions) -> None:
     demonstrations = read_demonstrations(options.demonstrations)
     prompts = [] if options.rankings else first(read_prompts(options.prompts), options.num_prompts)
     validation = first(read_prompts(options.validation), options.num_validation_prompts)
+    preferences = read_preferences(options.content) if options.content else []
 
     files = [options.rankings or options.prompts, options.validation, options.demonstrations]
+    files += [options.content] if options.content else []
     command = command_of(options, files, parents=[sft])
     with Resume(options.run_dir, "rm", command, started) as resume, writing(options.run_dir, "rm") as folder:
         saved = resume.load(folder)
@@ -137,11 +142,17 @@ def train_rm(options: RMOptions) -> None:
         scores = score_groups(reward_model, tokenizer, encoded, groups)
         shares |= simulated_evaluation(scores, validation, groups, labelers)
 
+        # 5. Does it read what is said, where the manners are the same?
+        contrasts = content.encode(reward_model, tokenizer, preferences)
+        contents = content.evaluation(contrasts, content.scores_of(reward_model, tokenizer, contrasts))
+
         score_std = torch.tensor([score for group in scores for score in group]).std().item()
-        metrics = {**counts, "reward_mean": reward_mean, "score_std": score_std, **shares}
+        metrics = {**counts, "reward_mean": reward_mean, "score_std": score_std, **shares, **contents}
         save_checkpoint(folder, stage="rm", model=reward_model, metrics=metrics, **provenance)
 
     console.print(table(shares))
+    if contents:
+        console.print(content.table(contents))
     console.print(f"rm: {options.run_dir / 'rm'} written after {time.time() - resume.started:.0f} s", soft_wrap=True)
 
 

@@ -3,11 +3,11 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -331,6 +331,11 @@ def test_help_and_a_missing_checkpoint_do_not_wait_for_torch(arguments: list[str
 # --- in a real terminal ----------------------------------------------------------------------------------------------
 
 
+def listen_to_ctrl_c() -> None:
+    """As in a terminal. A program that is started in the background ignores Ctrl-C, and so do those that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """The program in a pseudo-terminal of 100 columns, and a user who waits for the prompt before each line."""
 
@@ -341,7 +346,7 @@ class Terminal:
         command = ["-m", "rlhf_mini.chat", "--runs_dir", str(runs_dir), *arguments]
         self.child = pexpect.spawn(
             sys.executable, command, cwd=str(ROOT), env=environment, dimensions=(40, 100), encoding="utf-8",
-            timeout=SECONDS,
+            timeout=SECONDS, preexec_fn=listen_to_ctrl_c,
         )  # fmt: skip
         self.raw = ""
         self.welcome = self.wait()
@@ -357,15 +362,9 @@ class Terminal:
         return self.wait()
 
     def interrupt(self) -> str:
-        """Ctrl-C at the prompt, pressed again if nothing happens, as people do: Python's readline misses one that comes
-        between showing a key and waiting for the next one."""
-        for _ in range(6):
-            time.sleep(1)
-            self.child.sendintr()
-            with suppress(pexpect.TIMEOUT):
-                self.child.expect(self.PROMPT, timeout=SECONDS / 6)
-                return str(self.child.before)
-        raise AssertionError("Ctrl-C does nothing")
+        """Ctrl-C at the prompt."""
+        self.child.sendintr()
+        return self.wait()
 
     def leave(self, how: str) -> None:
         self.child.send(how)

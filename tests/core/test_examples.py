@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.examples import read_demonstrations, read_prompts, read_rankings, read_texts
+from rlhf_mini.core.examples import (
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    read_rankings,
+    read_texts,
+)
 from rlhf_mini.core.files import write_jsonl
 
 USER = {"role": "user", "content": "What colour is a kiwi inside?"}
@@ -18,6 +24,7 @@ ASSISTANT = {"role": "assistant", "content": "It is green."}
 PROMPT = {"prompt": [USER]}
 DEMONSTRATION = {"prompt": [USER], "completion": [ASSISTANT]}
 RANKING = {"prompt": [USER], "responses": ["It is green.", "Find out yourself.", "Green"], "ranks": [1, 3, 2]}
+PREFERENCE = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{"role": "assistant", "content": "It is red."}]}
 
 
 def lines(path: Path, *texts: str | bytes) -> Path:
@@ -32,6 +39,7 @@ def test_each_kind_is_read_back_with_its_further_keys(tmp_path: Path) -> None:
         (read_demonstrations, [DEMONSTRATION, {**DEMONSTRATION, "writer": "ana"}]),
         (read_prompts, [PROMPT, follow_up, foreign]),
         (read_rankings, [RANKING, {**RANKING, "ended": [True, False, True], "labeler": "ana", "ranks": [1, 2, 2]}]),
+        (read_preferences, [PREFERENCE, {"id": "a", "kind": "fact", "novel": "none", **PREFERENCE}]),
     ]
     for read, examples in kinds:
         write_jsonl(tmp_path / "deep" / "examples.jsonl", examples)
@@ -140,6 +148,23 @@ def test_a_malformed_demonstration(tmp_path: Path, change: dict[str, Any], sente
 def test_a_malformed_ranking(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     path = lines(tmp_path / "r.jsonl", json.dumps({**RANKING, **change}))
     assert fault(read_rankings, path, 1) == sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompt": [ASSISTANT]}, "\"prompt\" must end with a message whose role is 'user'"),
+        ({"chosen": "It is green."}, "\"chosen\" must be a list [...], not 'It is green.'"),
+        ({"chosen": [USER, ASSISTANT]}, "\"chosen\" must be one message whose role is 'assistant'"),
+        ({"rejected": [USER]}, "\"rejected\" must be one message whose role is 'assistant'"),
+        ({"rejected": [{**ASSISTANT, "content": " "}]}, '"rejected[0].content" is blank'),
+    ],
+)
+def test_a_malformed_preference(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    path = lines(tmp_path / "p.jsonl", json.dumps({**PREFERENCE, **change}))
+    assert fault(read_preferences, path, 1) == sentence
+    without = {key: value for key, value in PREFERENCE.items() if key not in change}
+    assert fault(read_preferences, lines(path, json.dumps(without)), 1) == f'"{next(iter(change))}" is missing'
 
 
 def test_a_malformed_text(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def rm_options(folder: Path, labelers: str = "likes_green", **changes: Any) -> R
     settings: dict[str, Any] = dict(
         run="t", runs_dir=str(folder / "runs"), prompts=str(folder / "prompts.jsonl"), batch_size=8,
         validation=str(folder / "validation.jsonl"), demonstrations=str(folder / "demonstrations.jsonl"),
-        labelers=toy, heldout_labelers=toy, gold_labeler=toy, num_train_epochs=4, learning_rate=5e-3,
+        labelers=toy, heldout_labelers=toy, gold_labeler=toy, content="", num_train_epochs=4, learning_rate=5e-3,
         max_new_tokens=16,
     )  # fmt: skip
     return RMOptions(**settings | changes)
@@ -172,6 +172,18 @@ def test_rm_near_50_percent(run: Path) -> None:
         r"^fail accuracy .*near 50 %, no better than chance.*agree with each other on only \d\d%", said["rm"], re.M
     )
     assert not problems(said["sft"])
+
+
+def test_rm_that_does_not_read_the_prompt(run: Path) -> None:
+    said = [[{"role": "assistant", "content": text}] for text in ("it is", "is it")]  # "green" never comes first
+    pairs = [prompt(n) | {"kind": "own_answer", "chosen": said[n % 2], "rejected": said[1 - n % 2]} for n in range(80)]
+    write_jsonl(run.parent.parent / "content.jsonl", pairs)
+    train_rm(rm_options(run.parent.parent, content=str(run.parent.parent / "content.jsonl")))
+    said_of_rm = doctor(run)["rm"]
+    assert problems(said_of_rm) == {"reading"}
+    assert re.search(
+        r"^warn reading .* hardly reads the prompt try: --rankings whose .* and more steps", said_of_rm, re.M
+    )
 
 
 def test_rm_trained_on_another_sft(run: Path) -> None:
@@ -325,6 +337,10 @@ def test_nan_stop_of_sft(run: Path) -> None:
         (checks.below_agreement(0.66, 0.75), "pass"),
         (checks.below_agreement(0.64, 0.75), "warn"),
         (checks.overfitted_accuracy([0.5] * 9 + [0.9], 0.79), "warn"),
+        (checks.reading(Estimate(0.5, low=0.4, high=0.6), Estimate(0.9, low=0.8, high=1.0)), "warn"),
+        (checks.reading(Estimate(0.9, low=0.8, high=1.0), Estimate(0.5, low=0.4, high=0.6)), "warn"),
+        (checks.reading(Estimate(0.7, low=0.6, high=0.8), None), "pass"),  # the interval includes the bound
+        (checks.reading(None, None), None),  # of an older run
         (checks.score_spread(0.09), "fail"),
         (checks.kl_size([0.0, 16.0], 100.0), "warn"),
         (checks.kl_sign([0.1, -0.4, 0.3, -0.4]), "pass"),  # negative by chance

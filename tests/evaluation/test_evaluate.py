@@ -15,10 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.evaluation import evaluate, pairs, probes
+from rlhf_mini.evaluation import content, evaluate, pairs, probes
 from rlhf_mini.evaluation.answers import Answer, Row
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.evaluate import EvaluateOptions
+from rlhf_mini.evaluation.responses import load_stages
+from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.world.knowledge import load
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +50,8 @@ def read(path: Path) -> Any:
 
 def test_the_whole_evaluation(options: EvaluateOptions) -> None:
     text = run(options)
-    for expected in ("PPO over SFT", "held-out labelers", "Bradley-Terry", "truth on misconceptions", "few-shot facts"):
+    for expected in ("PPO over SFT", "held-out labelers", "Bradley-Terry", "truth on misconceptions", "few-shot facts",
+                     "Same manners, different content", "true over false fact"):  # fmt: skip
         assert expected in text
     run_dir = options.of_run("r").run_dir
     summary = read(run_dir / "evaluate.json")
@@ -65,6 +69,9 @@ def test_the_whole_evaluation(options: EvaluateOptions) -> None:
     assert summary["probes"]["misconceptions"]["prompts"] == len(load().misconceptions)
     # An untrained model guesses: the loss is about the logarithm of the vocabulary's size.
     assert summary["probes"]["text_loss"]["stages"]["base"]["mean"] == pytest.approx(np.log(300), abs=0.5)
+    fact = summary["content"]["fact"]
+    assert fact["title"] == "true over false fact" and fact["seen"]["pairs"] > fact["new"]["pairs"] > 10
+    assert all(0.2 < fact["seen"][judge]["mean"] < 0.8 for judge in ("rm", "base", "sft"))  # random models
     assert summary["bradley_terry"]["gold"]["base"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert list(summary["bradley_terry"]["rm"]) == ["base", "sft", "ppo"]
     assert summary["provenance"]["r"]["command"] == "the command"
@@ -95,10 +102,56 @@ def test_several_runs_together(options: EvaluateOptions) -> None:
         assert together["by_run"]["s"][name] == {
             stage: alone["stages"][stage][name] for stage in ("base", "sft", "ppo")
         }
+    seen = [one["content"]["myth"]["seen"] for one in (first, alone, together)]
+    assert seen[2]["rm"]["mean"] == pytest.approx((seen[0]["rm"]["mean"] + seen[1]["rm"]["mean"]) / 2)
+    assert seen[0]["pairs"] == seen[2]["pairs"]
     ratings = together["bradley_terry"]["gold"]
     assert list(ratings) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
     assert ratings["r/sft"]["mean"] == pytest.approx(ratings["s/sft"]["mean"])  # the same model and the same draws
     assert "rm" not in together["bradley_terry"]  # each run has a reward model of its own
+
+
+def test_content_is_ordered_by_score_and_by_likelihood(options: EvaluateOptions) -> None:
+    """Against one text at a time: the base gets the bare instruction, SFT and the reward model the chat template."""
+    stages, reward_model = load_stages(find_checkpoints(options.of_run("r").run_dir, options.base))
+    pairs_of_texts = [("Frog?", "It is green.", "It is a cup."), ("Cup?", "a", "bb"), ("Hat?", "it it", "Paris")]
+    made: list[Any] = [
+        {
+            "prompt": [{"role": "user", "content": asked}], "kind": "k", "novel": novel,
+            "chosen": [{"role": "assistant", "content": good}], "rejected": [{"role": "assistant", "content": bad}],
+        }
+        for (asked, good, bad), novel in zip(pairs_of_texts, ("none", "entity", "none"), strict=True)
+    ]  # fmt: skip
+
+    def nats(name: str, asked: str, said: str) -> float:
+        stage = stages[name]
+        (prompt,) = stage.encode([[{"role": "user", "content": asked}]])
+        if name == "base":
+            assert stage.tokenizer.decode(prompt.ids) == f"{asked}\n"
+        text = stage.tokenizer(said if name == "base" else f" {said}", add_special_tokens=False)["input_ids"]
+        text += [] if name == "base" else [stage.tokenizer.eos_token_id]
+        logits = stage.model(torch.tensor([prompt.ids + text])).logits[0].log_softmax(-1)
+        return sum(logits[len(prompt.ids) - 1 + at, token].item() for at, token in enumerate(text))
+
+    found = content.measure(stages, reward_model, made)["k"]
+    for name in ("base", "sft"):
+        won = [float(nats(name, asked, good) > nats(name, asked, bad)) for asked, good, bad in pairs_of_texts]
+        assert found["seen"][name].tolist() == [[won[0], 1], [won[2], 1]] and found["new"][name].tolist() == [
+            [won[1], 1]
+        ]
+    texts = [[each[1] for each in pairs_of_texts], [each[2] for each in pairs_of_texts]]
+    prompts = reward_model.encode([each["prompt"] for each in made])
+    better, worse = (
+        score_texts(reward_model.model, reward_model.tokenizer, prompts, [probes.Response(t, True) for t in one])
+        for one in texts
+    )
+    assert found["seen"]["rm"][:, 0].tolist() == [float(better[n] > worse[n]) for n in (0, 2)]
+
+
+def test_without_pairs_there_is_no_table(options: EvaluateOptions) -> None:
+    options.content = ""
+    assert "Same manners" not in run(options)
+    assert read(options.of_run("r").run_dir / "evaluate.json")["content"] == {}
 
 
 def another_seed(options: EvaluateOptions, **changed: Any) -> None:

@@ -8,9 +8,11 @@ from rlhf_mini.evaluation import results
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES
 from rlhf_mini.evaluation.compare import TITLES
 from rlhf_mini.evaluation.schema import (
+    Contrast,
     Curve,
     Fit,
     Group,
+    Ordered,
     Point,
     PooledEvaluation,
     Probed,
@@ -36,6 +38,13 @@ EVALUATION = PooledEvaluation(
         "lies": Probed(
             title="lies", how="Says what is not.", better="lower", unit="share", prompts=9,
             stages=dict.fromkeys(STAGES, HALF),
+        ),
+    },
+    content={
+        "fact": Contrast(
+            "true over false",
+            seen=Ordered(8, rm=HALF, base=Estimate(0.9, 0.8, 1.0), sft=HALF),
+            new=Ordered(0, rm=HALF, base=HALF, sft=HALF),
         ),
     },
     options={"run": "default", "runs": "a,b", "seed": 0}, provenance={},
@@ -65,6 +74,12 @@ def page(runs: list[str], summaries: list[Summary], study: Study | None = None) 
 def test_the_evaluation_and_the_study_are_on_the_page():
     text = page(["a"], [summary()], STUDY)
     assert line(text, "PPO over SFT | gold score").count("50.0 % (45.0 % to 55.0 %)") == 2
+    halves = "50.0 % (45.0 % to 55.0 %)"
+    assert (
+        line(text, "true over false")
+        == f"| true over false | seen | 8 | {halves} | 90.0 % (80.0 % to 100.0 %) | {halves} |"
+    )
+    assert text.count("true over false") == 1  # there is no new pair
     assert line(text, "a/ppo").endswith("| 321 (300 to 345) |")
     assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
     expected = "| -0.10 at d 3.00 | 0.50 (0.45 to 0.55) | +1.50, +1.50 | 1.00, -, 0.01, 0.90 |"

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import html as markup
 import json
 import math
 import os
@@ -28,9 +29,11 @@ from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.runs import find_checkpoints, provenance
 from rlhf_mini.evaluation.schema import (
+    Contrast,
     Curve,
     Fit,
     Gold,
+    Ordered,
     Point,
     PooledEvaluation,
     Probed,
@@ -111,6 +114,7 @@ EVALUATION = PooledEvaluation(
     bradley_terry={"gold": {"base": Estimate(0.0, 0.0, 0.0), "sft": estimate(400), "ppo": estimate(-5)}},
     use_cases={"open_qa": GROUP, EVIL: GROUP}, novel={"none": GROUP},
     probes={"p": Probed(title=EVIL, how="Asked.", unit="nats", better="lower", prompts=4, stages=GOLDS)},
+    content={"fact": Contrast(EVIL, Ordered(8, *3 * [estimate(0.5)]), Ordered(4, *3 * [estimate(0.25)]))},
     by_run={}, provenance={}, options={},
 )  # fmt: skip
 POINTS = [Point(n=2**k, update=k, kl=float(k), proxy=estimate(0.5 * k), gold=estimate(0.1 * k)) for k in range(4)]
@@ -225,6 +229,12 @@ def test_gain_and_disagreement() -> None:
     assert explorer.disagreement(ROWS[2]) == pytest.approx(0.8)  # gold -0.8, RM +1
     assert explorer.disagreement(ROWS[1]) == pytest.approx(-1.6)
     assert explorer.gain(ROWS[5]) is None and explorer.disagreement(ROWS[5]) is None
+
+
+def test_content_is_told_by_kind_and_part(html: str) -> None:
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>(seen|new)</td>(.*?)</tr>', html, re.DOTALL)
+    assert [(markup.unescape(title), part) for title, part, _ in rows] == [(EVIL, "seen"), (EVIL, "new")]
+    assert rows[1][2].count("25% (23 to 28%)") == 3 and '<td class="number">4</td>' in rows[1][2]
 
 
 def test_a_colour_scale_ends_at_the_90th_percentile() -> None:

@@ -19,6 +19,7 @@ from rlhf_mini.core.options import parse_options
 from rlhf_mini.core.rankings import Count, pairs
 from rlhf_mini.models.scoring import reward_scores, score_texts, with_scalar_head
 from rlhf_mini.models.text import encode_prompts
+from stages.rm import content
 from stages.rm.agreement import summary
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
@@ -97,6 +98,7 @@ def options_for(world: Path, **changes) -> RMOptions:
         labelers=toy,
         heldout_labelers=toy,
         gold_labeler=toy,
+        content="",
         batch_size=8,
         learning_rate=5e-3,
         max_new_tokens=24,
@@ -178,6 +180,58 @@ def test_trains_on_a_rankings_file(world):
     assert metrics["accuracy/rankings"]["share"] > 0.85
     assert metrics["accuracy/heldout"]["share"] < 0.3  # the toy labelers like the opposite
     assert read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl") == rankings
+
+
+def preference(number: int, chosen: str, rejected: str, **keys: Any) -> Any:
+    replies = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    return prompt(number, chosen=replies[0], rejected=replies[1], **keys)
+
+
+def test_measures_content_without_a_change_of_the_weights(world, capsys):
+    longer = [preference(n, "green is it is green it is", "it is", kind="length", novel="none") for n in range(20)]
+    shorter = [
+        preference(n, "it is", "green is it is green it is", kind="length", novel="entity") for n in range(20, 30)
+    ]
+    too_long = [preference(30, "it", "zx " * 200, kind="length", novel="entity")]
+    write_jsonl(world / "content.jsonl", [*longer, *shorter, *too_long, preference(31, "green is it", "is")])
+    weights = []
+    for file in ("", str(world / "content.jsonl")):
+        capsys.readouterr()
+        train_rm(options_for(world, content=file))
+        weights.append(stage_json(world, "rm")["sha256"]["model.safetensors"])
+        said, metrics = capsys.readouterr().out, stage_json(world, "rm")["metrics"]
+        found = {key: share for key, share in metrics.items() if key.startswith("content/")}
+        assert bool(found) == ("same manners, different content" in said) == bool(file)
+    assert weights[0] == weights[1]
+    assert set(found) == {"content/length/seen", "content/length/new", "content/all/seen"}  # no kind: all of them
+    assert found["content/length/seen"]["share"] > 0.9 and found["content/length/seen"]["pairs"] == 20
+    assert found["content/length/new"]["share"] < 0.1 and found["content/length/new"]["pairs"] == 10
+
+
+def test_measures_content_after_training_on_a_rankings_file(world):
+    write_jsonl(world / "file.jsonl", [ranking(n, ["it is", "it"], [1, 2]) for n in range(20)])
+    pairs_of_the_world = "data/content/validation.jsonl"
+    train_rm(options_for(world, rankings=str(world / "file.jsonl"), prompts="nowhere", content=pairs_of_the_world))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert metrics["content/fact/seen"]["pairs"] > 10 and metrics["accuracy/rankings"]["prompts"] == 2
+
+
+def test_shares_of_content_follow_from_the_scores(world, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(world / "runs" / "t" / "sft")
+    model = with_scalar_head(world / "runs" / "t" / "sft", seed=0)
+    parts = [("fact", "none"), ("fact", "entity"), ("myth", "phrasing")]
+    made = [preference(n, "a", "b", kind=kind, novel=novel) for kind, novel in parts for n in range(4)]
+    pairs = content.encode(model, tokenizer, made)
+    scores = [(2.0, 1.0), (1.0, 2.0), (1.0, 1.0), (3.0, 0.0), *4 * [(0.0, 1.0)], *4 * [(1.0, -1.0)]]
+    shares = content.evaluation(pairs, scores)
+    found = {key: (share["share"], share["pairs"]) for key, share in shares.items()}
+    assert found == {  # equal scores are half right
+        "content/fact/seen": (2.5 / 4, 4), "content/fact/new": (0.0, 4), "content/myth/new": (1.0, 4),
+    }  # fmt: skip
+    both = content.scores_of(model, tokenizer, pairs[:1])
+    ids = [pairs[0].prompt.ids + said.ids for said in (pairs[0].chosen, pairs[0].rejected)]
+    alone = [model(torch.tensor([each])).logits.item() for each in ids]
+    assert both[0] == pytest.approx(alone, abs=1e-5) and ids[0][-1] == tokenizer.eos_token_id
 
 
 def test_a_batch_of_different_k_scores_as_each_prompt_alone(world):
