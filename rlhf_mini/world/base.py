@@ -30,6 +30,7 @@ from rlhf_mini.models.sampling import sample
 from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
+from rlhf_mini.world.heldout import held_out_prompts, without
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
 from rlhf_mini.world.muon import Muon
 
@@ -118,7 +119,7 @@ def prepare_for_chat(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast)
 def tokenize_corpus(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, block: int) -> torch.Tensor:
     """About `tokens` token ids of documents, each followed by eos, in rows of `block`: (N, block)."""
     ids = array.array("i")
-    stream = documents(seed)
+    stream = without(documents(seed), held_out_prompts())
     for target in track(range(100_000, tokens + 1, 100_000), "tokenizing the corpus"):
         while len(ids) < target:
             for encoded in tokenizer._tokenizer.encode_batch(list(itertools.islice(stream, 500))):

@@ -14,27 +14,35 @@ from rlhf_mini.core.examples import PlainText, Preference, Prompt
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.world.content import preferences
 from rlhf_mini.world.corpus import documents
+from rlhf_mini.world.heldout import SPLITS, Core, core, without
 from rlhf_mini.world.knowledge import DATA, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task, text_of
 from rlhf_mini.world.writers import demonstration
 
-SEED = 20220304  # the day on which InstructGPT appeared on arXiv
+SEED = 20241204
 TEXTS = 4000  # in data/pretraining.jsonl
 SIZES = {"sft": 6000, "rm": 2400, "ppo": 2560, "validation": 600, "test": 1200}
+ALWAYS_SEEN = {"myth", "social", "past", "negative", "polite", "sentiment", "sum"}  # kinds without held-out entities
 NOVEL = {"none": 0.52, "entity": 0.16, "phrasing": 0.16, "both": 0.16}  # shares of the validation and test prompts
 
 
 def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
-    """The examples of each split: demonstrations in "sft", prompts in the others. No prompt text occurs twice."""
+    """The examples of each split: demonstrations in "sft", prompts in the others.
+
+    No prompt text occurs twice, and no validation or test prompt occurs in another split, not in other wrapping either.
+    """
     knowledge, rng = load(), random.Random(seed)
     taken: set[str] = set()
+    held_out: set[Core] = set()
 
-    def fresh(maker: Maker) -> Task:
-        use_case = rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
+    def fresh(maker: Maker, use_case: str, split: str) -> Task:
         for _ in range(1000):
             task = maker.draw(use_case)
-            if text_of(task.prompt) not in taken:
+            new_entity = maker.entity == "seen" or task.kind not in ALWAYS_SEEN
+            if new_entity and text_of(task.prompt) not in taken and core(task.prompt) not in held_out:
                 taken.add(text_of(task.prompt))
+                if split in SPLITS:
+                    held_out.add(core(task.prompt))
                 return task
         raise UserError("the knowledge files are too small for so many different prompts: add facts or phrasings")
 
@@ -44,9 +52,12 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
         out[split] = []
         for number in range(SIZES[split]):
             has_novel = split in ("validation", "test")
+            use_case = rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
             novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if has_novel else "none"
+            if use_case == "rewrite" and novel != "none":  # has no entities to hold out
+                novel = "phrasing"
             entity, phrasing = (split if novel in (what, "both") else "seen" for what in ("entity", "phrasing"))
-            task = fresh(Maker(knowledge, rng, entity=entity, phrasing=phrasing))
+            task = fresh(Maker(knowledge, rng, entity=entity, phrasing=phrasing), use_case, split)
             identifier = f"{split}-{number:05d}"
             if split == "sft":
                 out[split].append(demonstration(task, identifier, knowledge, rng))
@@ -68,7 +79,8 @@ def files(data: Path = DATA) -> dict[Path, Sequence[Prompt | PlainText]]:
     pairs = content(examples)
     prompts = {data / "prompts" / f"{split}.jsonl": examples[split] for split in ("rm", "ppo", "validation", "test")}
     # From the distribution that the base was trained on, but another seed: only very short texts may occur in both.
-    texts: list[PlainText] = [{"text": text} for text in islice(documents(SEED), TEXTS)]
+    held_out = frozenset(core(example["prompt"]) for split in SPLITS for example in examples[split])
+    texts: list[PlainText] = [{"text": text} for text in islice(without(documents(SEED), held_out), TEXTS)]
     return {
         data / "demonstrations.jsonl": examples["sft"],
         **prompts,

@@ -1,8 +1,9 @@
-"""Counts the test prompts that occur word for word in the base model's corpus. Takes a minute.
+"""Counts the validation and test prompts that the base or another split has read. Takes a minute.
 
     python -m rlhf_mini.world.overlap
 
-It draws the corpus again, as `rlhf_mini.world.base` did, and looks up each line among the single-turn test prompts.
+It draws the base model's corpus again, as `rlhf_mini.world.base` did, and looks for the prompts in it and in the other
+splits, without regard to the words around a request ("Hello! ...").
 """
 
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from transformers import AutoTokenizer
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import console, run, track
-from rlhf_mini.core.examples import read_prompts
+from rlhf_mini.core.examples import read_demonstrations, read_prompts
 from rlhf_mini.world.corpus import documents
+from rlhf_mini.world.heldout import SPLITS, Core, core, held_out_prompts, occurring, without
 from rlhf_mini.world.knowledge import DATA
 
 BATCH_SIZE = 2000  # documents
@@ -22,21 +24,35 @@ BATCH_SIZE = 2000  # documents
 def corpus(base: Checkpoint) -> Iterator[list[str]]:
     """The documents that the base was trained on, in batches."""
     tokenizer, left = AutoTokenizer.from_pretrained(base.path), base.info["options"]["corpus_tokens"]
-    drawn = documents(base.info["seed"])
+    drawn = without(documents(base.info["seed"]), held_out_prompts())
     while left > 0:
         texts = list(islice(drawn, BATCH_SIZE))
         left -= sum(len(ids) + 1 for ids in tokenizer(texts)["input_ids"])  # 1 for the eos of each document
         yield texts
 
 
+def of_split(split: str) -> set[Core]:
+    """The prompts of a split."""
+    examples = (
+        read_demonstrations(DATA / "demonstrations.jsonl")
+        if split == "sft"
+        else read_prompts(DATA / "prompts" / f"{split}.jsonl")
+    )
+    return {core(example["prompt"]) for example in examples}
+
+
 def main() -> None:
-    examples = read_prompts(DATA / "prompts" / "test.jsonl")
-    prompts = {example["prompt"][0]["content"] for example in examples if len(example["prompt"]) == 1}
-    found: set[str] = set()
+    prompts = {split: of_split(split) for split in ("sft", "rm", "ppo", *SPLITS)}
+    found: set[Core] = set()
     for texts in track(corpus(load_checkpoint(DATA / "base", "base")), "overlap: reading the corpus"):
-        lines = (line.strip() for text in texts for line in text.split("\n"))
-        found |= prompts.intersection(line.removeprefix("Question: ").removeprefix("Q: ") for line in lines)
-    console.print(f"{len(found)} of {len(prompts)} single-turn test prompts occur word for word in the base's corpus")
+        found |= {prompt for text in texts for prompt in occurring(text, held_out_prompts())}
+    for split in SPLITS:
+        others = {name: len(prompts[split] & prompts[name]) for name in prompts if name != split}
+        shared = ", ".join(f"{number} in {name}" for name, number in others.items())
+        console.print(
+            f"{split}: of {len(prompts[split])} prompts, {len(prompts[split] & found)} occur in the base's corpus, "
+            f"{shared}"
+        )
 
 
 if __name__ == "__main__":
