@@ -1,14 +1,15 @@
-"""Simulated labelers: each weighs the parts of the gold score differently and makes mistakes.
+"""Simulated labelers: each weighs the parts of the gold score differently, overlooks things and makes mistakes.
 
-A labeler rates a response by its own weighted mean of the parts plus logistic noise, rounds the rating to a grid, and
-ranks by the result; equal ratings are ties. The larger the difference in quality between two responses, the less
+A labeler has blind spots: with some probability it takes a part for faultless without a look. It rates a response by
+its own weighted mean of the parts as it sees them plus logistic noise, rounds the rating to a grid, and ranks by the
+result; equal ratings are ties. The larger the difference in quality between two responses, the less
 likely the noise is to swap them, as with people. The noise is seeded by the labeler, prompt and response, so a labeler
 always gives the same response the same rating.
 """
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Prompt, Response
@@ -22,6 +23,7 @@ class SimulatedLabeler:
 
     name: str
     weights: dict[str, float]
+    misses: dict[str, float]  # by part, how often the labeler takes it for faultless without a look
     noise: float  # scale of the logistic noise
     grid: float  # ratings are rounded to multiples of this
 
@@ -32,25 +34,31 @@ class SimulatedLabeler:
                 f"the simulated labelers cannot judge {example.get('id', example['prompt'][-1]['content'])!r}: it has "
                 "no `check`; use prompts of the mini world, or give rankings by people with --rankings"
             )
-        value = judge(example["check"], example["prompt"], response.text, response.ended).weighted(self.weights)
-        return value + self.noise * self._logistic(example, response)
+        gold = judge(example["check"], example["prompt"], response.text, response.ended)
+        missed = [part for part, share in self.misses.items() if self._uniform(example, response, part) < share]
+        seen = replace(gold, **{part: 1.0 for part in missed if gold.parts[part] is not None and gold.task > 0})
+        u = self._uniform(example, response)
+        return seen.weighted(self.weights) + self.noise * math.log(u / (1 - u))
 
     def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         """Ranks in the order of `responses`: 1 = best, equal = tied."""
         steps = [round(self.quality(example, response) / self.grid) for response in responses]
         return [1 + sum(other > step for other in steps) for step in steps]
 
-    def _logistic(self, example: Prompt, response: Response) -> float:
+    def _uniform(self, example: Prompt, response: Response, purpose: str = "") -> float:
+        """In (0, 1), always the same for the same labeler, prompt, response and purpose."""
         judged = "\x00".join(
-            [self.name, *(m["content"] for m in example["prompt"]), response.text, str(response.ended)]
+            [self.name, purpose, *(m["content"] for m in example["prompt"]), response.text, str(response.ended)]
         )
-        u = (int.from_bytes(hashlib.blake2b(judged.encode(), digest_size=8).digest()) + 0.5) / 2**64
-        return math.log(u / (1 - u))
+        return (int.from_bytes(hashlib.blake2b(judged.encode(), digest_size=8).digest()) + 0.5) / 2**64
 
 
 def _labelers(group: str) -> list[SimulatedLabeler]:
     settings = load().labelers
-    return [SimulatedLabeler(name, w, settings["noise"], settings["grid"]) for name, w in settings[group].items()]
+    return [
+        SimulatedLabeler(name, one["weights"], one["misses"], settings["noise"], settings["grid"])
+        for name, one in settings[group].items()
+    ]
 
 
 def training_labelers() -> list[SimulatedLabeler]:
@@ -65,4 +73,4 @@ def heldout_labelers() -> list[SimulatedLabeler]:
 
 def gold_labeler() -> list[SimulatedLabeler]:
     """The gold score as a labeler: gold's weights, no noise, ties only between equal scores."""
-    return [SimulatedLabeler("gold", WEIGHTS, noise=0.0, grid=1e-6)]
+    return [SimulatedLabeler("gold", WEIGHTS, misses={}, noise=0.0, grid=1e-6)]
