@@ -81,7 +81,7 @@ class Spent:
 class Summary:
     """compare.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     headline: dict[str, Estimate]
     use_cases_below_sft: list[str]
     cost: dict[str, Spent]
@@ -121,10 +121,40 @@ class Probed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Something cheaper than PPO, on the prompts of the comparison."""
+
+    title: str
+    how: str
+    """What it is, in a sentence."""
+    prompts: int
+    estimates: dict[str, Estimate]
+    """Of gold and of each of its parts."""
+    ppo_minus: Estimate
+    """PPO's gold in the comparison minus this gold, prompt by prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity:
+    """How much the responses of a stage differ from each other."""
+
+    samples: int
+    """Responses to each prompt."""
+    prompts: int
+    distinct: Estimate
+    """How many of these responses differ in more than case and whitespace."""
+    stories: int
+    """Prompts of the comparison that ask for a story."""
+    last_sentence: str
+    """The commonest last sentence of the stories; "" without a story."""
+    last_sentence_share: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """evaluate.json of runs that differ in more than the seed: a mean over them would say nothing, but ratings do."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     runs: list[str]
     prompts: int
     bradley_terry: ByJudge
@@ -147,6 +177,17 @@ class PooledEvaluation(Evaluation):
     use_cases: dict[str, Gold]
     novel: dict[str, Gold]
     probes: dict[str, Probed]
+    baselines: dict[str, Baseline]
+    diversity: dict[str, Diversity]
+    """Of SFT and PPO."""
+
+    def compared(self) -> list[tuple[str, dict[str, Estimate], Estimate | None]]:
+        """SFT, the baselines and PPO: the title, the estimates, and PPO's gold minus this gold."""
+        return [
+            ("SFT", self.stages["sft"], self.stages["ppo"]["gold_minus_sft"]),
+            *((one.title, one.estimates, one.ppo_minus) for one in self.baselines.values()),
+            ("PPO", self.stages["ppo"], None),
+        ]
 
 
 # --- overopt.json ----------------------------------------------------------------------------------------------------
