@@ -321,10 +321,9 @@ def ratings_table(evaluation: Evaluation) -> Table:
 def baselines_table(evaluation: PooledEvaluation) -> Table:
     table = grid("Baselines", "", "gold", "95 %", "PPO minus it", "95 %", "task", "truthful")
     rows = []
-    for title, estimates, minus in evaluation.compared():
-        difference = cells(minus) if minus else ("", "")
-        parts = [decimal(estimates[part].mean) for part in ("task", "truthful")]
-        rows.append([title, *cells(estimates["gold"]), *difference, *parts])
+    for one in evaluation.compared():
+        parts = [decimal(one.estimates[part].mean) for part in ("task", "truthful")]
+        rows.append([one.title, *cells(one.estimates["gold"]), *cells(one.ppo_minus), *parts])
     return grid_of(table, rows)
 
 

@@ -3,6 +3,7 @@
 `write_json` writes these dataclasses as they stand; `read` checks a file against one of them.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -181,12 +182,14 @@ class PooledEvaluation(Evaluation):
     diversity: dict[str, Diversity]
     """Of SFT and PPO."""
 
-    def compared(self) -> list[tuple[str, dict[str, Estimate], Estimate | None]]:
-        """SFT, the baselines and PPO: the title, the estimates, and PPO's gold minus this gold."""
+    def compared(self) -> list[Baseline]:
+        """SFT, the baselines and PPO, in one form for tables."""
+        sft, ppo = self.stages["sft"], self.stages["ppo"]
+        nothing = Estimate(math.nan, math.nan, math.nan)
         return [
-            ("SFT", self.stages["sft"], self.stages["ppo"]["gold_minus_sft"]),
-            *((one.title, one.estimates, one.ppo_minus) for one in self.baselines.values()),
-            ("PPO", self.stages["ppo"], None),
+            Baseline(title="SFT", how="", prompts=self.prompts, estimates=sft, ppo_minus=ppo["gold_minus_sft"]),
+            *self.baselines.values(),
+            Baseline(title="PPO", how="", prompts=self.prompts, estimates=ppo, ppo_minus=nothing),
         ]
 
 

@@ -175,7 +175,7 @@ def test_golds_own_ranking_is_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(responses, "score_texts", lambda *args: [0.0, 2.0, 1.0])
     prompt: Prompt = {**ANY, "check": {"mention": [["cat"]], "max_words": 9}}  # gold: 1st and 3rd tied, 2nd last
-    rm = Stage(None, None)  # type: ignore[arg-type]
+    rm = Stage(None, None)
     sampling = responses.Sampling(6, 0.7, 0)
     (counts,) = responses.reward_model_counts(Sft(), rm, [prompt], [Longest()], sampling, 3)  # type: ignore[arg-type]
     # Longest orders 2nd = 3rd before 1st (16 letters each): pairs (2nd, 1st) and (3rd, 1st).
