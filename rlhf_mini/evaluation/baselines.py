@@ -1,8 +1,8 @@
-"""Baselines: what reaches a good gold score without PPO, or with less of the sampling noise.
+"""Baselines: the gold score that cheaper things than PPO reach on the prompts of the comparison.
 
-A page of string rules says what PPO's change of tone alone is worth: the rules repair the manners of SFT's answers and
-know nothing of the prompt. Best-of-16 optimises the same reward model without training anything (Nakano et al. 2021);
-its KL to SFT is at most log 16 - 15/16 = 1.84 nats. Temperature 0.2 says what of a difference is only less noise.
+A page of string rules says what a change of tone alone is worth: the rules repair the manners of SFT's answers and know
+nothing of the prompt. Best-of-16 optimises the same reward model and trains nothing (Nakano et al. 2021, arXiv
+2112.09332); its KL to SFT is at most log 16 - 15/16 = 1.84 nats. Temperature 0.2 says what less sampling noise is worth.
 
 Shapes: n prompts, m = 2 + the parts of the gold score, r runs.
 """
