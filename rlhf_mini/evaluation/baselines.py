@@ -2,7 +2,7 @@
 
 A page of string rules says what a change of tone alone is worth: the rules repair the manners of SFT's answers and know
 nothing of the prompt. Best-of-16 optimises the same reward model and trains nothing (Nakano et al. 2021, arXiv
-2112.09332); its KL to SFT is at most log 16 - 15/16 = 1.84 nats. Temperature 0.2 says what less sampling noise is worth.
+2112.09332); its KL to SFT is at most log 16 - 15/16 = 1.84 nats. Temperature 0.2 says what less sampling noise gains.
 
 Shapes: n prompts, m = 2 + the parts of the gold score, r runs.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlhf_mini.core.bootstrap import mean_intervals
+from rlhf_mini.core.console import track
 from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.evaluation.answers import Row
 from rlhf_mini.evaluation.diversity import SAMPLES
@@ -25,6 +26,7 @@ from rlhf_mini.world.gold import WEIGHTS, split_sentences
 from rlhf_mini.world.knowledge import has_any, load
 
 COLD = 0.2  # temperature
+CHUNK = 1024  # responses scored between two steps of the progress bar
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ def measure(
     manners = load().manners
     messages = [example["prompt"] for example in examples]
     repeated = [prompt for prompt in reward_model.encode(messages) for _ in range(SAMPLES)]
-    scores = score_texts(reward_model.model, reward_model.tokenizer, repeated, samples)
+    scores: list[float] = []
+    for start in track(range(0, len(samples), CHUNK), f"evaluate: the reward model picks one of {SAMPLES}"):
+        chunk = slice(start, start + CHUNK)
+        scores += score_texts(reward_model.model, reward_model.tokenizer, repeated[chunk], samples[chunk])
     cold = replace(sampling, temperature=COLD)
     responses = {
         "sft_rules": [Response(edited(row.answers["sft"].response, manners), ended=True) for row in rows],

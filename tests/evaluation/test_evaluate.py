@@ -92,10 +92,12 @@ def test_baselines_and_diversity_follow_from_what_was_sampled(
         return sampled
 
     def score(*args: Any) -> list[float]:
-        scored.extend(score_texts(*args))
-        return scored
+        scores = score_texts(*args)
+        scored.extend(scores)
+        return scores
 
     draw = diversity.sample
+    monkeypatch.setattr(baselines, "CHUNK", 24)  # 64 responses in three chunks
     monkeypatch.setattr(diversity, "sample", sample)
     monkeypatch.setattr(baselines, "score_texts", score)
     text = run(options)
