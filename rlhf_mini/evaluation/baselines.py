@@ -44,8 +44,8 @@ BASELINES = {
     f"sft_best_of_{SAMPLES}": Alternative(
         f"SFT, best of {SAMPLES} by RM", f"Of {SAMPLES} answers of SFT, the one with the highest RM score."
     ),
-    "sft_t02": Alternative(f"SFT, temperature {COLD}", f"SFT, sampled at temperature {COLD}."),
-    "ppo_t02": Alternative(f"PPO, temperature {COLD}", f"PPO, sampled at temperature {COLD}."),
+    "sft_t02": Alternative(f"SFT, temperature {COLD}", "The SFT model with less sampling noise."),
+    "ppo_t02": Alternative(f"PPO, temperature {COLD}", "The PPO model with less sampling noise."),
 }
 Values = dict[str, np.ndarray]
 """By baseline: (n, m), the gold score, its parts, and PPO's gold minus this gold; NaN for those a prompt lacks."""
