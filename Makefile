@@ -34,7 +34,7 @@ help:
 	@echo '  make rm        reward model, trained on rankings of sampled responses     0.8-1.5 min, 1 GB'
 	@echo '  make ppo       PPO against the reward model                               0.6-1.2 min, 1 GB'
 	@echo '  make compare   responses of base, SFT and PPO side by side and win rates  0.5 min, 0.9 GB'
-	@echo '  make evaluate  the same with more judges, ratings and probes              1 min, 0.9 GB'
+	@echo '  make evaluate  the same with more judges, ratings, baselines and probes   3 min, 0.9 GB'
 	@echo '  make report    an HTML report on a run, with a token microscope           10 s, 0.5 GB'
 	@echo '  make chat      chat with base, SFT or PPO in the terminal                 0.5 GB'
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'

@@ -123,6 +123,12 @@ def page(
         pairs_table(evaluation),
         "Bradley-Terry ratings over all pairs of these checkpoints, in Elo points over the base:",
         ratings_table(evaluation),
+        "## What PPO is compared with",
+        "Means over the seeds, with intervals over prompts and seeds. PPO minus it: PPO's gold on the same "
+        "prompts minus this gold, prompt by prompt ([evaluation.md](evaluation.md)).",
+        baselines_table(evaluation),
+        "How much the responses of a stage differ from each other:",
+        diversity_table(evaluation),
         "## What a mean score hides",
         "Means over the seeds, with intervals over prompts and seeds.",
         probes_table(evaluation),
@@ -201,6 +207,25 @@ def ratings_table(evaluation: Evaluation) -> str:
     return table(["", *(JUDGES[judge] for judge in ratings)], rows)
 
 
+def baselines_table(evaluation: PooledEvaluation) -> str:
+    rows = []
+    for one in evaluation.compared():
+        both = (with_interval(estimate, decimal) for estimate in (one.estimates["gold"], one.ppo_minus))
+        rows.append([one.title, one.how, *both, *(decimal(one.estimates[part].mean) for part in WEIGHTS)])
+    return table(["", "what it is", "gold", "PPO minus it", *WEIGHTS], rows)
+
+
+def diversity_table(evaluation: PooledEvaluation) -> str:
+    rows = []
+    for stage, found in evaluation.diversity.items():
+        distinct = f"{with_interval(found.distinct, lambda value: decimal(value, 1))} of {found.samples}"
+        ending = f"`{found.last_sentence}`".replace("|", "\\|")  # model text, shown as it is
+        share = with_interval(found.last_sentence_share, percent)
+        rows.append([stage.upper(), distinct, str(found.prompts), ending, share, str(found.stories)])
+    head = ["different answers to one prompt", "prompts", "commonest last sentence of a story", "its share", "stories"]
+    return table(["", *head], rows)
+
+
 def probes_table(evaluation: PooledEvaluation) -> str:
     rows = []
     for probe in evaluation.probes.values():
@@ -253,7 +278,8 @@ def over_optimisation(study: Study) -> list[str]:
 
 
 def with_interval(estimate: Estimate, form: Form) -> str:
-    return f"{form(estimate.mean)} ({form(estimate.low)} to {form(estimate.high)})"
+    mean = form(estimate.mean)
+    return mean if mean == "-" else f"{mean} ({form(estimate.low)} to {form(estimate.high)})"
 
 
 def mean(estimates: Iterable[Estimate]) -> float:

@@ -116,7 +116,8 @@ def _text(prompt: Messages) -> str:
     return "\n".join(message["content"] for message in prompt)
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
+    """The sentences of one line, without parts that hold no word."""
     return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if re.search(r"\w", part)]
 
 
@@ -129,7 +130,7 @@ def _body(response: str, knowledge: Knowledge) -> str:
 
 
 def _repeats(response: str) -> bool:
-    sentences = [s.lower() for s in _sentences(response)]
+    sentences = [s.lower() for s in split_sentences(response)]
     return len(set(sentences)) < len(sentences)
 
 
@@ -189,7 +190,7 @@ def _requirement(
             plain = " ".join(re.findall(r"[\w']+", body.lower()))
             return float(has(plain, " ".join(re.findall(r"[\w']+", value.lower())))), None
         case "sentences":
-            return float(len(_sentences(body.replace("\n", " "))) == value), None
+            return float(len(split_sentences(body.replace("\n", " "))) == value), None
         case "lines":
             return float(len(body.split("\n")) == value), None
         case "end":
