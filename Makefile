@@ -86,7 +86,8 @@ $(OUT)/ppo/stage.json: $(OUT)/rm/stage.json data/prompts/ppo.jsonl data/pretrain
 $(CHECKPOINTS): $(OUT)/%/stage.json: | $(INSTALLED)
 	$(PY) -m stages.$* --run $(RUN) $(seed) $(if $(filter $*,$(MAKECMDGOALS)),$(ARGS))
 
-# A stage named on the command line runs again if ARGS is given, or if SEED is not the seed in its checkpoint.
+# A stage named on the command line runs again if ARGS is given, or if SEED is not the seed in its checkpoint. grep reads
+# the seed because .venv, and so our own code, may not exist yet when make decides what to run.
 NAMED := $(patsubst %,$(OUT)/%/stage.json,$(filter $(STAGES),$(MAKECMDGOALS)))
 ifneq ($(strip $(ARGS)),)
 $(NAMED): FORCE
