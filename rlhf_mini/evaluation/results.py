@@ -66,10 +66,6 @@ def main() -> None:
         if evaluation.provenance[name].checkpoints != summary.provenance.checkpoints:
             raise UserError(f"{name} was made again since {arguments.evaluate} was measured: {make}")
     study = read(Study, arguments.overopt, "run `make overopt`") if arguments.overopt.is_file() else None
-    measured = [summary.provenance.checkpoints["ppo"].sha256 for summary in summaries]
-    if study and study.provenance["ppo_sha256"] not in measured:
-        console.print(f"results: {arguments.overopt} is of none of these runs and left out: run `make overopt`")
-        study = None
     base = load_checkpoint("data/base", "base")
     text = page(arguments.runs, summaries, base.info, evaluation, study)
     with replacing(arguments.out) as file:
@@ -133,7 +129,7 @@ def page(
         "Means over the seeds, with intervals over prompts and seeds.",
         probes_table(evaluation),
         *(content(evaluation) if evaluation.content else []),
-        *(over_optimisation(study) if study else []),
+        *(over_optimisation(study, [one.provenance.checkpoints["ppo"].sha256 for one in summaries]) if study else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -252,8 +248,12 @@ def content(evaluation: PooledEvaluation) -> list[str]:
     ]
 
 
-def over_optimisation(study: Study) -> list[str]:
-    """Where gold is highest on each curve, where the curve ends, and how well Gao's forms fit."""
+def over_optimisation(study: Study, ppo_sha256: Sequence[str]) -> list[str]:
+    """Where gold is highest on each curve, where the curve ends, and how well Gao's forms fit.
+
+    `ppo_sha256` are those of the runs on this page; a study of another run is said to be one.
+    """
+    other = study.provenance["ppo_sha256"] not in ppo_sha256
     parts = [
         "## Over-optimisation",
         f"Gains over SFT on {study.prompts} prompts of the test split, one training each; d is the square root of "
@@ -262,7 +262,8 @@ def over_optimisation(study: Study) -> list[str]:
         "fall is how much lower gold lies at the end than at its peak, the peak looked for on every other prompt and "
         "the fall read on the others; at or below 0, there was none. The fits of Gao et al. 2022 are to gold: "
         "d (a - b d) for best-of-n, d (a - b log d) for PPO, with the root mean square of their error and the share R2 "
-        "of the variance that they explain.",
+        "of the variance that they explain."
+        + (" The study is of another run with the same defaults, not of one of those above." if other else ""),
     ]
     for scenario in study.scenarios:
         rows = []

@@ -79,7 +79,7 @@ STUDY = Study(
             sft=Start(0.0, 0.0), best_of_n=CURVE, ppo=[Training(**vars(CURVE), kl_coef=0.07, default=True)],
         ),
     ],
-    provenance={"options": {"run": "a", "snapshot_steps": 10, "best_of": 256}},
+    provenance={"options": {"run": "a", "snapshot_steps": 10, "best_of": 256}, "ppo_sha256": "0" * 64},
 )  # fmt: skip
 
 
@@ -113,6 +113,8 @@ def test_the_evaluation_and_the_study_are_on_the_page():
         ".venv/bin/python -m rlhf_mini.evaluation.results a\n" in text
     )
     assert "Over-optimisation" not in page(["a"], [summary()])
+    another = replace(STUDY, provenance={**STUDY.provenance, "ppo_sha256": "1" * 64})
+    assert "of another run" in page(["a"], [summary()], another) and "of another run" not in text
 
 
 def summary(**headline: Estimate) -> Summary:
