@@ -34,13 +34,13 @@ help:
 	@echo '  make rm        reward model, trained on rankings of sampled responses     0.8-1.5 min, 1 GB'
 	@echo '  make ppo       PPO against the reward model                               0.6-1.2 min, 1 GB'
 	@echo '  make compare   responses of base, SFT and PPO side by side and win rates  0.5 min, 0.9 GB'
-	@echo '  make evaluate  the same with more judges, ratings and probes              1 min, 0.9 GB'
+	@echo '  make evaluate  the same with more judges, ratings, baselines and probes   2-4 min, 0.9 GB'
 	@echo '  make report    an HTML report on a run, with a token microscope           10 s, 0.5 GB'
 	@echo '  make chat      chat with base, SFT or PPO in the terminal                 0.5 GB'
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'
 	@echo
 	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    15-30 min, 1 GB'
-	@echo '  make seeds     train and evaluate three seeds; writes docs/results.md     8-16 min, 1 GB'
+	@echo '  make seeds     train and evaluate three seeds; writes docs/results.md     10-25 min, 1 GB'
 	@echo '  make base      rebuild the base model in data/base from scratch           15-40 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge     5 s, 0.3 GB'
 	@echo '  make bench     compare speed and memory of PPO with those of TRL 1.12.0   5-10 min, 2 GB'
@@ -86,7 +86,8 @@ $(OUT)/ppo/stage.json: $(OUT)/rm/stage.json data/prompts/ppo.jsonl data/pretrain
 $(CHECKPOINTS): $(OUT)/%/stage.json: | $(INSTALLED)
 	$(PY) -m stages.$* --run $(RUN) $(seed) $(if $(filter $*,$(MAKECMDGOALS)),$(ARGS))
 
-# A stage named on the command line runs again if ARGS is given, or if SEED is not the seed in its checkpoint.
+# A stage named on the command line runs again if ARGS is given, or if SEED is not the seed in its checkpoint. grep reads
+# the seed because .venv, and so our own code, may not exist yet when make decides what to run.
 NAMED := $(patsubst %,$(OUT)/%/stage.json,$(filter $(STAGES),$(MAKECMDGOALS)))
 ifneq ($(strip $(ARGS)),)
 $(NAMED): FORCE

@@ -45,6 +45,7 @@ TITLES = {  # of the estimates in compare.json's "headline"
     "rm_score/sft": "SFT's RM score",
     "rm_score/ppo": "PPO's RM score",
     "rm/accuracy_heldout": "RM accuracy, held-out labelers' pairs",
+    "rm/ceiling_heldout": "gold's accuracy on the same pairs, the ceiling",
     "rm/agreement_heldout": "held-out labelers' own agreement",
     "rm/gap_heldout": "RM accuracy minus their agreement",
     "kl": "PPO's KL to SFT, nats",

@@ -5,11 +5,13 @@
 
 It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by three judges (gold,
 the held-out labelers, the run's own reward model), length-controlled win rates, Bradley-Terry ratings over all pairs,
-and probes: truth, invention, harm, tone, and what the stages forgot of the base. Judges never learn which stage wrote
-what they judge. The reward model also orders pairs with the same manners and different content.
+probes (truth, invention, harm, tone, and what the stages forgot of the base), baselines (the gold that cheaper things
+than PPO reach) and diversity. The reward model also orders pairs with the same manners and different content. Judges
+never learn which stage wrote what they judge.
 
 What to inspect: the win rates first. The judge that PPO was trained on (rm) should like PPO more than the others do,
-but should not contradict them. Then the probes: they show what a better mean score hides.
+but should not contradict them. Then the baselines: what a page of string rules or best-of-16 reaches as well is no
+merit of PPO. Then the probes: they show what a better mean score hides.
 
 Runs that differ only in the seed are also pooled, with intervals over prompts and over runs. With three runs the part
 that comes from seeds is too narrow: where seeds matter more than prompts, such an interval holds the truth in three
@@ -23,10 +25,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_mini.core.bootstrap import Estimate, divide, interval, resampled_ratios
 from rlhf_mini.core.checkpoints import Checkpoint
-from rlhf_mini.core.console import UserError, console, run
+from rlhf_mini.core.console import UserError, console, printable, run
 from rlhf_mini.core.examples import Prompt, read_demonstrations, read_preferences, read_prompts
 from rlhf_mini.core.files import write_json
 from rlhf_mini.core.options import command_line, option, options, parse_options
@@ -53,7 +56,7 @@ from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
 if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should not wait
     import numpy as np
 
-    from rlhf_mini.evaluation import content
+    from rlhf_mini.evaluation import baselines, content
     from rlhf_mini.evaluation.probes import Values
 
 SAME = ("sft", "rm", "ppo")  # stages whose options must be the same, except for the seed, for runs to be pooled
@@ -106,6 +109,9 @@ class Measured:
     summary: Summary
     probes: "Values"
     content: "content.Values"
+    baselines: "baselines.Values"
+    distinct: dict[str, list[int]]
+    """By stage, how many of several responses to each prompt differ."""
 
 
 def main() -> None:
@@ -126,7 +132,7 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
     demonstrations = read_demonstrations(CompareOptions.demonstrations)
     preferences = read_preferences(options.content) if options.content else []
 
-    from rlhf_mini.evaluation import content, probes, responses  # import torch
+    from rlhf_mini.evaluation import baselines, content, diversity, probes, responses  # import torch
 
     measured: dict[str, Measured] = {}
     for name, checkpoints in found.items():
@@ -135,10 +141,17 @@ def evaluate(options: EvaluateOptions, command: str) -> None:
         of_run = options.of_run(name)
         stages, reward_model = responses.load_stages(checkpoints)
         rows, summary = compare.measure(of_run, command, checkpoints, stages, reward_model, examples, demonstrations)
-        values = probes.measure(stages, rows, options.samples, of_run.sampling())
-        contrasts = content.measure(stages, reward_model, preferences)
+        sampling = of_run.sampling()
+        samples = diversity.sample(stages, examples, sampling)
+        measured[name] = Measured(
+            rows,
+            summary,
+            probes=probes.measure(stages, rows, options.samples, sampling),
+            content=content.measure(stages, reward_model, preferences),
+            baselines=baselines.measure(stages, reward_model, examples, rows, samples["sft"], sampling),
+            distinct={stage: diversity.distinct(of_stage) for stage, of_stage in samples.items()},
+        )
         compare.write(of_run, rows, summary)
-        measured[name] = Measured(rows, summary, values, contrasts)
         evaluation: Evaluation = pooled({name: measured[name]}, examples, options)
         write_json(of_run.run_dir / "evaluate.json", evaluation)
     if len(measured) > 1:
@@ -182,10 +195,11 @@ def can_be_pooled(found: dict[str, dict[str, Checkpoint]]) -> bool:
 
 def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: EvaluateOptions) -> PooledEvaluation:
     """What one run, or several together, came to."""
-    from rlhf_mini.evaluation import pairs
+    from rlhf_mini.evaluation import baselines, diversity, pairs
 
     runs, each, seed = len(measured), list(measured.values()), options.seed
     rows = [row for one in each for row in one.rows]
+    distinct = {stage: [count for one in each for count in one.distinct[stage]] for stage in each[0].distinct}
     groups = grouped(rows, each[0].summary.demonstrated_tokens, seed, runs)
     return PooledEvaluation(
         **vars(side_by_side(measured, examples, options)),
@@ -199,6 +213,8 @@ def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: E
         novel=by_group(groups, "novel/"),
         probes=probed([one.probes for one in each], seed),
         content=contrasted([one.content for one in each], seed),
+        baselines=baselines.estimated([one.baselines for one in each], seed),
+        diversity=diversity.estimated(rows, distinct, runs, seed),
     )
 
 
@@ -288,11 +304,13 @@ def ratio(values: "Sequence[np.ndarray]", seed: int) -> Estimate:
 
 
 def show(evaluation: Evaluation) -> None:
-    """The tables: win rates, ratings, probes, content and what is new."""
+    """The tables: win rates, ratings, baselines, diversity, probes, content and what is new."""
     console.print()
     if isinstance(evaluation, PooledEvaluation):
         console.print(wins_table(evaluation))
         console.print(ratings_table(evaluation))
+        console.print(baselines_table(evaluation))
+        console.print(diversity_table(evaluation))
         console.print(probes_table(evaluation))
         if evaluation.content:
             console.print(content_table(evaluation))
@@ -322,6 +340,25 @@ def ratings_table(evaluation: Evaluation) -> Table:
     for player in judges["gold"]:
         ratings = [cells(of_judge[player], lambda value: decimal(value, 0)) for of_judge in judges.values()]
         rows.append([player, *(cell for pair in ratings for cell in pair)])
+    return grid_of(table, rows)
+
+
+def baselines_table(evaluation: PooledEvaluation) -> Table:
+    table = grid("Baselines", "", "gold", "95 %", "PPO minus it", "95 %", "task", "truthful")
+    rows = []
+    for one in evaluation.compared():
+        parts = [decimal(one.estimates[part].mean) for part in ("task", "truthful")]
+        rows.append([one.title, *cells(one.estimates["gold"]), *cells(one.ppo_minus), *parts])
+    return grid_of(table, rows)
+
+
+def diversity_table(evaluation: PooledEvaluation) -> Table:
+    table = grid("Diversity", "", "distinct answers", "95 %", "last sentence of stories", "share")
+    rows = []
+    for stage, found in evaluation.diversity.items():
+        distinct, span = cells(found.distinct, lambda value: decimal(value, 1))
+        share = percent(found.last_sentence_share.mean)
+        rows.append([stage, f"{distinct} of {found.samples}", span, Text(printable(found.last_sentence)), share])
     return grid_of(table, rows)
 
 

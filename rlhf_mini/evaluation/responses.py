@@ -20,7 +20,7 @@ from rlhf_mini.evaluation.answers import STAGES, Answer, Row
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_response
-from rlhf_mini.world.gold import judge as gold_of
+from rlhf_mini.world.gold import Gold, judge
 from rlhf_mini.world.labelers import gold_labeler
 
 # The base has never seen a chat, so it gets what a person would type: the instruction as plain text, and a new line.
@@ -29,15 +29,15 @@ BARE_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled. `seed` is the command's; each stage draws from a seed of its own."""
+    """How responses are sampled. `seed` is the command's; each stage and purpose draws from a seed of its own."""
 
     max_new_tokens: int
     temperature: float
     seed: int
 
     def seed_of(self, name: str) -> int:
-        """A seed for each stage and one for the reward model's samples, different for every `seed`."""
-        return 10 * self.seed + [*STAGES, "rm"].index(name)
+        """A seed for each stage's responses to the prompts, and for each other set of samples, by its name."""
+        return 10 * self.seed + [*STAGES, "rm", "sft_16", "ppo_16", "sft_t02", "ppo_t02"].index(name)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def answer(
     example: Prompt, response: Response, *, rm_score: float, kl: float | None, ranks: dict[str, int | None]
 ) -> Answer:
     """A response with its gold score, if the prompt has a check, and what was measured on it before."""
-    gold = gold_of(example["check"], example["prompt"], response.text, response.ended) if "check" in example else None
+    gold = gold_of(example, response)
     return Answer(
         response=response.text,
         ended=response.ended,
@@ -155,6 +155,11 @@ def answer(
         kl=kl,
         ranks=ranks,
     )
+
+
+def gold_of(example: Prompt, response: Response) -> Gold | None:
+    """None for a prompt without a check."""
+    return judge(example["check"], example["prompt"], response.text, response.ended) if "check" in example else None
 
 
 def rank_blind(
@@ -192,17 +197,18 @@ def reward_model_counts(
     labelers: Sequence[Labeler],
     sampling: Sampling,
     num_responses: int,
-) -> list[tuple[Count, Count]]:
+) -> list[tuple[Count, Count, Count]]:
     """The reward model next to labelers whose rankings trained nothing, on `num_responses` SFT responses per prompt.
 
     Returns:
-        For each prompt that the labelers can judge: the pairs that the reward model orders as they do, and the pairs
-        that two of them order alike.
+        For each prompt that the labelers can judge: the pairs that the reward model orders as they do, the pairs that
+        gold does (none without a check), and the pairs that two of them order alike.
     """
     prompts = sft.encode([example["prompt"] for example in examples])
     repeated = [prompt for prompt in prompts for _ in range(num_responses)]
     sampled = sft.respond(repeated, sampling, sampling.seed_of("rm"), "compare: sft responds for the reward model")
     scored = score_texts(reward_model.model, reward_model.tokenizer, repeated, sampled)
+    (gold,) = gold_labeler()
     counts = []
     for index, example in enumerate(track(examples, "compare: labelers rank")):
         group = slice(index * num_responses, (index + 1) * num_responses)
@@ -214,5 +220,9 @@ def reward_model_counts(
         except UserError:
             continue
         right = sum((accuracy(scores, ranking) for ranking in ranks), Count(0, 0))
-        counts.append((right, agreement(ranks)))
+        ceiling = Count(0, 0)
+        if "check" in example:
+            golds = [-rank for rank in gold.rank(example, list(responses))]
+            ceiling = sum((accuracy(golds, ranking) for ranking in ranks), ceiling)
+        counts.append((right, ceiling, agreement(ranks)))
     return counts

@@ -66,10 +66,6 @@ def main() -> None:
         if evaluation.provenance[name].checkpoints != summary.provenance.checkpoints:
             raise UserError(f"{name} was made again since {arguments.evaluate} was measured: {make}")
     study = read(Study, arguments.overopt, "run `make overopt`") if arguments.overopt.is_file() else None
-    measured = [summary.provenance.checkpoints["ppo"].sha256 for summary in summaries]
-    if study and study.provenance["ppo_sha256"] not in measured:
-        console.print(f"results: {arguments.overopt} is of none of these runs and left out: run `make overopt`")
-        study = None
     base = load_checkpoint("data/base", "base")
     text = page(arguments.runs, summaries, base.info, evaluation, study)
     with replacing(arguments.out) as file:
@@ -123,11 +119,17 @@ def page(
         pairs_table(evaluation),
         "Bradley-Terry ratings over all pairs of these checkpoints, in Elo points over the base:",
         ratings_table(evaluation),
+        "## What PPO is compared with",
+        "Means over the seeds, with intervals over prompts and seeds. PPO minus it: PPO's gold on the same "
+        "prompts minus this gold, prompt by prompt ([evaluation.md](evaluation.md)).",
+        baselines_table(evaluation),
+        "How much the responses of a stage differ from each other:",
+        diversity_table(evaluation),
         "## What a mean score hides",
         "Means over the seeds, with intervals over prompts and seeds.",
         probes_table(evaluation),
         *(content(evaluation) if evaluation.content else []),
-        *(over_optimisation(study) if study else []),
+        *(over_optimisation(study, [one.provenance.checkpoints["ppo"].sha256 for one in summaries]) if study else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -201,6 +203,25 @@ def ratings_table(evaluation: Evaluation) -> str:
     return table(["", *(JUDGES[judge] for judge in ratings)], rows)
 
 
+def baselines_table(evaluation: PooledEvaluation) -> str:
+    rows = []
+    for one in evaluation.compared():
+        both = (with_interval(estimate, decimal) for estimate in (one.estimates["gold"], one.ppo_minus))
+        rows.append([one.title, one.how, *both, *(decimal(one.estimates[part].mean) for part in WEIGHTS)])
+    return table(["", "what it is", "gold", "PPO minus it", *WEIGHTS], rows)
+
+
+def diversity_table(evaluation: PooledEvaluation) -> str:
+    rows = []
+    for stage, found in evaluation.diversity.items():
+        distinct = f"{with_interval(found.distinct, lambda value: decimal(value, 1))} of {found.samples}"
+        ending = f"`{found.last_sentence}`".replace("|", "\\|")  # model text, shown as it is
+        share = with_interval(found.last_sentence_share, percent)
+        rows.append([stage.upper(), distinct, str(found.prompts), ending, share, str(found.stories)])
+    head = ["different answers to one prompt", "prompts", "commonest last sentence of a story", "its share", "stories"]
+    return table(["", *head], rows)
+
+
 def probes_table(evaluation: PooledEvaluation) -> str:
     rows = []
     for probe in evaluation.probes.values():
@@ -227,8 +248,12 @@ def content(evaluation: PooledEvaluation) -> list[str]:
     ]
 
 
-def over_optimisation(study: Study) -> list[str]:
-    """Where gold is highest on each curve, where the curve ends, and how well Gao's forms fit."""
+def over_optimisation(study: Study, ppo_sha256: Sequence[str]) -> list[str]:
+    """Where gold is highest on each curve, where the curve ends, and how well Gao's forms fit.
+
+    `ppo_sha256` are those of the runs on this page; a study of another run is said to be one.
+    """
+    other = study.provenance["ppo_sha256"] not in ppo_sha256
     parts = [
         "## Over-optimisation",
         f"Gains over SFT on {study.prompts} prompts of the test split, one training each; d is the square root of "
@@ -237,7 +262,8 @@ def over_optimisation(study: Study) -> list[str]:
         "fall is how much lower gold lies at the end than at its peak, the peak looked for on every other prompt and "
         "the fall read on the others; at or below 0, there was none. The fits of Gao et al. 2022 are to gold: "
         "d (a - b d) for best-of-n, d (a - b log d) for PPO, with the root mean square of their error and the share R2 "
-        "of the variance that they explain.",
+        "of the variance that they explain."
+        + (" The study is of another run with the same defaults, not of one of those above." if other else ""),
     ]
     for scenario in study.scenarios:
         rows = []
@@ -253,7 +279,8 @@ def over_optimisation(study: Study) -> list[str]:
 
 
 def with_interval(estimate: Estimate, form: Form) -> str:
-    return f"{form(estimate.mean)} ({form(estimate.low)} to {form(estimate.high)})"
+    mean = form(estimate.mean)
+    return mean if mean == "-" else f"{mean} ({form(estimate.low)} to {form(estimate.high)})"
 
 
 def mean(estimates: Iterable[Estimate]) -> float:

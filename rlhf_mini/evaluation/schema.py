@@ -3,6 +3,7 @@
 `write_json` writes these dataclasses as they stand; `read` checks a file against one of them.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -81,7 +82,7 @@ class Spent:
 class Summary:
     """compare.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     headline: dict[str, Estimate]
     use_cases_below_sft: list[str]
     cost: dict[str, Spent]
@@ -148,6 +149,36 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Something cheaper than PPO, on the prompts of the comparison."""
+
+    title: str
+    how: str
+    """What it is, in a sentence."""
+    prompts: int
+    estimates: dict[str, Estimate]
+    """Of gold and of each of its parts."""
+    ppo_minus: Estimate
+    """PPO's gold in the comparison minus this gold, prompt by prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity:
+    """How much the responses of a stage differ from each other."""
+
+    samples: int
+    """Responses to each prompt."""
+    prompts: int
+    distinct: Estimate
+    """How many of these responses differ in more than case and whitespace."""
+    stories: int
+    """Prompts of the comparison that ask for a story."""
+    last_sentence: str
+    """The commonest last sentence of the stories; "" without a story."""
+    last_sentence_share: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """evaluate.json of runs that differ in more than the seed: a mean over them would say nothing, but ratings do."""
 
@@ -176,6 +207,19 @@ class PooledEvaluation(Evaluation):
     probes: dict[str, Probed]
     content: dict[str, Contrast]
     """By kind; {} if it was not measured."""
+    baselines: dict[str, Baseline]
+    diversity: dict[str, Diversity]
+    """Of SFT and PPO."""
+
+    def compared(self) -> list[Baseline]:
+        """SFT, the baselines and PPO, in one form for tables."""
+        sft, ppo = self.stages["sft"], self.stages["ppo"]
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        return [
+            Baseline(title="SFT", how="", prompts=self.prompts, estimates=sft, ppo_minus=ppo["gold_minus_sft"]),
+            *self.baselines.values(),
+            Baseline(title="PPO", how="", prompts=self.prompts, estimates=ppo, ppo_minus=nothing),
+        ]
 
 
 # --- overopt.json ----------------------------------------------------------------------------------------------------

@@ -91,21 +91,23 @@ def below_sft(groups: dict[str, Group]) -> list[str]:
     return [name.partition("/")[2] for name, gain in gains.items() if "use_case/" in name and gain.high < 0]
 
 
-def reward_model_accuracy(counts: Sequence[tuple[Count, Count]], seed: int = 0) -> dict[str, Estimate]:
-    """Accuracy, the labelers' own agreement, and the first minus the second; one (accuracy, agreement) per prompt.
+def reward_model_accuracy(counts: Sequence[tuple[Count, Count, Count]], seed: int = 0) -> dict[str, Estimate]:
+    """The reward model's accuracy, gold's, the labelers' own agreement, and the first minus the last.
+
+    One (accuracy, gold's accuracy, agreement) per prompt, as `responses.reward_model_counts` counts them.
 
     {} without a prompt.
     """
     if not counts:
         return {}
-    right = np.array([[one.right, other.right] for one, other in counts])  # (n, 2)
-    pairs = np.array([[one.pairs, other.pairs] for one, other in counts], dtype=float)  # (n, 2)
+    right = np.array([[count.right for count in of_prompt] for of_prompt in counts])  # (n, 3)
+    pairs = np.array([[count.pairs for count in of_prompt] for of_prompt in counts], dtype=float)  # (n, 3)
 
-    def with_gap(shares: np.ndarray) -> np.ndarray:  # (..., 2) -> (..., 3)
-        return np.concatenate([shares, shares[..., :1] - shares[..., 1:]], axis=-1)
+    def with_gap(shares: np.ndarray) -> np.ndarray:  # (..., 3) -> (..., 4)
+        return np.concatenate([shares, shares[..., :1] - shares[..., 2:]], axis=-1)
 
-    means = with_gap(divide(right.sum(0), pairs.sum(0)))  # (3,)
+    means = with_gap(divide(right.sum(0), pairs.sum(0)))  # (4,)
     low, high = interval(with_gap(resampled_ratios(right, pairs, seed=seed)))
-    names = ("accuracy_heldout", "agreement_heldout", "gap_heldout")
+    names = ("accuracy_heldout", "ceiling_heldout", "agreement_heldout", "gap_heldout")
     estimates = [Estimate(*map(float, three)) for three in zip(means, low, high, strict=True)]
     return dict(zip(names, estimates, strict=True))

@@ -98,6 +98,7 @@ def write_report(settings: ReportOptions, command: str) -> Path:
         titles=STAGE_TITLES,
         judges=JUDGES,
         pairs=PAIRS,
+        parts=WEIGHTS,
     )
     path = run_dir / "report.html"
     with replacing(path) as file:

@@ -134,7 +134,8 @@ def _text(prompt: Messages) -> str:
     return "\n".join(message["content"] for message in prompt)
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
+    """The sentences of one line, without parts that hold no word."""
     return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if re.search(r"\w", part)]
 
 
@@ -152,7 +153,7 @@ def _without(text: str, sentences: Iterable[str]) -> str:
 
 
 def _repeats(response: str) -> bool:
-    sentences = [s.lower() for s in _sentences(response)]
+    sentences = [s.lower() for s in split_sentences(response)]
     return len(set(sentences)) < len(sentences)
 
 
@@ -250,7 +251,7 @@ def _requirement(
             found = has(" ".join(said), " ".join(expected))
             return found * len(expected) / max(1, len(said)), None
         case "sentences":
-            return float(len(_sentences(body.replace("\n", " "))) == value), None
+            return float(len(split_sentences(body.replace("\n", " "))) == value), None
         case "lines":
             return float(len(body.strip().split("\n")) == value), None
         case "end":

@@ -19,9 +19,10 @@ from rlhf_mini.core.console import UserError, console, printable
 from rlhf_mini.core.examples import Demonstration, Prompt, Response
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.rankings import Count
+from rlhf_mini.evaluation import responses
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row, mixed, win
 from rlhf_mini.evaluation.compare import CompareOptions, compare
-from rlhf_mini.evaluation.responses import BARE_TEMPLATE, demonstration_lengths, rank_blind
+from rlhf_mini.evaluation.responses import BARE_TEMPLATE, Stage, demonstration_lengths, rank_blind
 from rlhf_mini.evaluation.schema import Group
 from rlhf_mini.evaluation.summary import below_sft, grouped, headline, measures_of, reward_model_accuracy
 from rlhf_mini.models.text import encode_prompts
@@ -154,12 +155,33 @@ def test_a_prompt_without_gold_is_left_out_of_the_mean() -> None:
     assert groups["all"].prompts == 3
 
 
-def test_accuracy_agreement_and_their_gap() -> None:
-    estimates = reward_model_accuracy([(Count(3, 4), Count(2, 2)), (Count(0, 4), Count(1, 2))])
-    assert [estimates[f"{name}_heldout"].mean for name in ("accuracy", "agreement", "gap")] == [0.375, 0.75, -0.375]
+def test_accuracy_ceiling_agreement_and_gap() -> None:
+    counts = [(Count(3, 4), Count(4, 4), Count(2, 2)), (Count(0, 4), Count(3, 4), Count(1, 2))]
+    estimates = reward_model_accuracy(counts)
+    means = {name.removesuffix("_heldout"): estimate.mean for name, estimate in estimates.items()}
+    assert means == {"accuracy": 0.375, "ceiling": 0.875, "agreement": 0.75, "gap": -0.375}
     # Either prompt alone has a gap of -1/4 or of -1/2: drawing them with replacement gives one of the three.
     assert (estimates["gap_heldout"].low, estimates["gap_heldout"].high) == (-0.5, -0.25)
     assert reward_model_accuracy([]) == {}
+
+
+def test_golds_own_ranking_is_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sft:
+        def encode(self, prompts: list[Any]) -> list[Any]:
+            return prompts
+
+        def respond(self, *args: Any) -> list[Response]:
+            return said("A cat.", "A very long dog.", "A very long cat.")
+
+    monkeypatch.setattr(responses, "score_texts", lambda *args: [0.0, 2.0, 1.0])
+    prompt: Prompt = {**ANY, "check": {"mention": [["cat"]], "max_words": 9}}  # gold: 1st and 3rd tied, 2nd last
+    rm = Stage(None, None)
+    sampling = responses.Sampling(6, 0.7, 0)
+    (counts,) = responses.reward_model_counts(Sft(), rm, [prompt], [Longest()], sampling, 3)  # type: ignore[arg-type]
+    # Longest orders 2nd = 3rd before 1st (16 letters each): pairs (2nd, 1st) and (3rd, 1st).
+    assert counts == (Count(2, 2), Count(0.5, 2), Count(0, 0))
+    (counts,) = responses.reward_model_counts(Sft(), rm, [ANY], [Longest()], sampling, 3)  # type: ignore[arg-type]
+    assert counts[:2] == (Count(2, 2), Count(0, 0))
 
 
 def test_prompts_shown_are_of_different_use_cases() -> None:
@@ -236,7 +258,8 @@ def test_the_whole_comparison(options: CompareOptions) -> None:
     assert ppo_estimates["kl"]["mean"] == pytest.approx(sum(row["stages"]["ppo"]["kl"] for row in rows) / 4)
     assert ppo_estimates["kl"]["low"] <= ppo_estimates["kl"]["mean"] <= ppo_estimates["kl"]["high"]
     assert summary["headline"]["kl"] == ppo_estimates["kl"]
-    assert {"rm/accuracy_heldout", "rm/agreement_heldout", "rm/gap_heldout"} <= set(summary["headline"])
+    reward_model = {f"rm/{name}_heldout" for name in ("accuracy", "ceiling", "agreement", "gap")}
+    assert reward_model <= set(summary["headline"])
     provenance = summary["provenance"]
     assert provenance["command"] == "the command"
     assert provenance["checkpoints"]["ppo"]["sha256"] == load_checkpoint(options.run_dir / "ppo", "ppo").sha256

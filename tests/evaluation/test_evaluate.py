@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.evaluation import content, evaluate, pairs, probes
+from rlhf_mini.core.examples import Response
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.evaluation import baselines, content, diversity, evaluate, pairs, probes
 from rlhf_mini.evaluation.answers import Answer, Row
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.evaluate import EvaluateOptions
 from rlhf_mini.evaluation.responses import load_stages
 from rlhf_mini.evaluation.runs import find_checkpoints
 from rlhf_mini.models.scoring import score_texts
+from rlhf_mini.world.gold import WEIGHTS, judge
 from rlhf_mini.world.knowledge import load
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +86,59 @@ def test_the_whole_evaluation(options: EvaluateOptions) -> None:
     assert (run_dir / "evaluate.json").read_bytes() == before
 
 
+def test_baselines_and_diversity_follow_from_what_was_sampled(
+    options: EvaluateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(options.split, [{**example, "kind": "story"} for example in PROMPTS])
+    sampled: dict[str, list[Response]] = {}
+    scored: list[float] = []
+
+    def sample(*args: Any) -> dict[str, list[Response]]:
+        sampled.update(draw(*args))
+        return sampled
+
+    def score(*args: Any) -> list[float]:
+        scores = score_texts(*args)
+        scored.extend(scores)
+        return scores
+
+    draw = diversity.sample
+    monkeypatch.setattr(baselines, "CHUNK", 24)  # 64 responses in three chunks
+    monkeypatch.setattr(diversity, "sample", sample)
+    monkeypatch.setattr(baselines, "score_texts", score)
+    text = run(options)
+    for expected in ("SFT, best of 16 by RM", "PPO minus it", "distinct answers", "last sentence of stories"):
+        assert expected in text
+    run_dir = options.of_run("r").run_dir
+    evaluation = read(run_dir / "evaluate.json")
+    rows = [json.loads(line) for line in (run_dir / "compare.jsonl").read_text().splitlines()]
+
+    def gold(answers: list[tuple[str, bool]]) -> float:
+        pairs = zip(PROMPTS, answers, strict=True)
+        return float(np.mean([judge(one["check"], one["prompt"], *answer).score for one, answer in pairs]))
+
+    of_ppo = evaluation["stages"]["ppo"]["gold"]["mean"]
+    found = evaluation["baselines"]
+    assert list(found) == list(baselines.BASELINES)
+    for baseline in found.values():
+        assert baseline["prompts"] == 4 and set(baseline["estimates"]) == {"gold", *WEIGHTS}
+        assert baseline["ppo_minus"]["mean"] == pytest.approx(of_ppo - baseline["estimates"]["gold"]["mean"])
+    by_rules = [(baselines.edited(row["stages"]["sft"]["response"], load().manners), True) for row in rows]
+    assert found["sft_rules"]["estimates"]["gold"]["mean"] == pytest.approx(gold(by_rules))
+    assert len(sampled["sft"]) == len(sampled["ppo"]) == len(scored) == 4 * 16
+    best = [sampled["sft"][start + int(np.argmax(scored[start : start + 16]))] for start in range(0, 64, 16)]
+    by_rm = [(response.text, response.ended) for response in best]
+    assert found["sft_best_of_16"]["estimates"]["gold"]["mean"] == pytest.approx(gold(by_rm))
+
+    for stage in ("sft", "ppo"):
+        diverse = evaluation["diversity"][stage]
+        words = [" ".join(response.text.lower().split()) for response in sampled[stage]]
+        assert diverse["distinct"]["mean"] == np.mean([len(set(words[at : at + 16])) for at in range(0, 64, 16)])
+        assert (diverse["samples"], diverse["prompts"], diverse["stories"]) == (16, 4, 4)
+        endings = [diversity.last_sentence(row["stages"][stage]["response"]) for row in rows]
+        assert diverse["last_sentence_share"]["mean"] == endings.count(diverse["last_sentence"]) / 4 >= 0.25
+
+
 def test_several_runs_together(options: EvaluateOptions) -> None:
     with pytest.raises(UserError, match="r and s have the same PPO weights"):  # a copy is no second seed
         shutil.copytree(options.of_run("r").run_dir, options.of_run("s").run_dir)
@@ -105,6 +162,11 @@ def test_several_runs_together(options: EvaluateOptions) -> None:
     seen = [one["content"]["myth"]["seen"] for one in (first, alone, together)]
     assert seen[2]["rm"]["mean"] == pytest.approx((seen[0]["rm"]["mean"] + seen[1]["rm"]["mean"]) / 2)
     assert seen[0]["pairs"] == seen[2]["pairs"]
+    for name, baseline in together["baselines"].items():
+        means = [one["baselines"][name]["ppo_minus"]["mean"] for one in (first, alone)]
+        assert baseline["prompts"] == 4 and baseline["ppo_minus"]["mean"] == pytest.approx(sum(means) / 2)
+    distinct = [one["diversity"]["ppo"]["distinct"]["mean"] for one in (first, alone, together)]
+    assert distinct[2] == pytest.approx((distinct[0] + distinct[1]) / 2)
     ratings = together["bradley_terry"]["gold"]
     assert list(ratings) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
     assert ratings["r/sft"]["mean"] == pytest.approx(ratings["s/sft"]["mean"])  # the same model and the same draws

@@ -8,8 +8,10 @@ from rlhf_mini.evaluation import results
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES
 from rlhf_mini.evaluation.compare import TITLES
 from rlhf_mini.evaluation.schema import (
+    Baseline,
     Contrast,
     Curve,
+    Diversity,
     Fit,
     Group,
     Ordered,
@@ -30,9 +32,11 @@ HALF = Estimate(0.5, 0.45, 0.55)
 PARTS = ("gold", "task", "truthful", "harmless", "courteous", "concise", "ends", "wins/heldout")
 GROUP = Group(600, {stage: dict.fromkeys(PARTS, HALF) for stage in STAGES})
 BASE = {"seconds": 1200.0, "metrics": {"facts_right_few_shot": 0.9, "gold_on_bare_instructions": 0.1, "loss": 0.7}}
+MEASURES = dict.fromkeys((*PARTS, "gold_minus_sft"), HALF)
 RATES = {judge: dict.fromkeys(PAIRS, HALF) for judge in JUDGES}
 EVALUATION = PooledEvaluation(
-    runs=["a"], prompts=600, stages={}, win_rates=RATES, length_controlled=RATES, use_cases={}, novel={}, by_run={},
+    runs=["a"], prompts=600, stages=dict.fromkeys(STAGES, MEASURES), win_rates=RATES, length_controlled=RATES,
+    use_cases={}, novel={}, by_run={},
     bradley_terry={"gold": {"base": HALF, "a/ppo": Estimate(321.4, 300.0, 345.0)}},
     probes={
         "lies": Probed(
@@ -45,6 +49,18 @@ EVALUATION = PooledEvaluation(
             "true over false",
             seen=Ordered(8, rm=HALF, base=Estimate(0.9, 0.8, 1.0), sft=HALF),
             new=Ordered(0, rm=HALF, base=HALF, sft=HALF),
+        ),
+    },
+    baselines={
+        "rules": Baseline(
+            title="rules", how="Some rules.", prompts=600, estimates=dict.fromkeys(PARTS, HALF),
+            ppo_minus=Estimate(-0.125, -0.25, 0.0),
+        ),
+    },
+    diversity={
+        "ppo": Diversity(
+            samples=16, prompts=100, distinct=Estimate(7.5, 7.0, 8.0), stories=3, last_sentence="The | end.",
+            last_sentence_share=HALF,
         ),
     },
     options={"run": "default", "runs": "a,b", "seed": 0}, provenance={},
@@ -63,7 +79,7 @@ STUDY = Study(
             sft=Start(0.0, 0.0), best_of_n=CURVE, ppo=[Training(**vars(CURVE), kl_coef=0.07, default=True)],
         ),
     ],
-    provenance={"options": {"run": "a", "snapshot_steps": 10, "best_of": 256}},
+    provenance={"options": {"run": "a", "snapshot_steps": 10, "best_of": 256}, "ppo_sha256": "0" * 64},
 )  # fmt: skip
 
 
@@ -82,6 +98,13 @@ def test_the_evaluation_and_the_study_are_on_the_page():
     assert text.count("true over false") == 1  # there is no new pair
     assert line(text, "a/ppo").endswith("| 321 (300 to 345) |")
     assert "lower is better | 9 | 50.0 % (45.0 % to 55.0 %)" in line(text, "lies")
+    assert line(text, "rules | Some rules.").startswith(
+        "| rules | Some rules. | 0.50 (0.45 to 0.55) | -0.12 (-0.25 to 0.00) | 0.50 | 0.50 |"
+    )
+    assert line(text, "PPO |  |").startswith("| PPO |  | 0.50 (0.45 to 0.55) | - | 0.50 |")
+    assert line(text, "PPO | 7.5") == (
+        "| PPO | 7.5 (7.0 to 8.0) of 16 | 100 | `The \\| end.` | 50.0 % (45.0 % to 55.0 %) | 3 |"
+    )
     expected = "| -0.10 at d 3.00 | 0.50 (0.45 to 0.55) | +1.50, +1.50 | 1.00, -, 0.01, 0.90 |"
     assert line(text, "PPO, kl_coef 0.07 (default)").endswith(expected)
     assert (
@@ -90,6 +113,8 @@ def test_the_evaluation_and_the_study_are_on_the_page():
         ".venv/bin/python -m rlhf_mini.evaluation.results a\n" in text
     )
     assert "Over-optimisation" not in page(["a"], [summary()])
+    another = replace(STUDY, provenance={**STUDY.provenance, "ppo_sha256": "1" * 64})
+    assert "of another run" in page(["a"], [summary()], another) and "of another run" not in text
 
 
 def summary(**headline: Estimate) -> Summary:

@@ -29,8 +29,10 @@ from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.runs import find_checkpoints, provenance
 from rlhf_mini.evaluation.schema import (
+    Baseline,
     Contrast,
     Curve,
+    Diversity,
     Fit,
     Gold,
     Ordered,
@@ -103,6 +105,7 @@ def estimate(mean: float) -> Estimate:
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 BY_STAGE = {
     name: {"gold": estimate(gold), "rm_score": estimate(2 * gold), "kl": estimate(4 * gold), "task": estimate(gold),
+           "gold_minus_sft": estimate(gold - 0.5),
            "courteous": estimate(1.1 * gold), **dict.fromkeys(("truthful", "harmless", "concise", "ends"), NOTHING)}
     for name, gold in (("base", 0.1), ("sft", 0.5), ("ppo", 0.8))
 }  # fmt: skip
@@ -115,6 +118,14 @@ EVALUATION = PooledEvaluation(
     use_cases={"open_qa": GROUP, EVIL: GROUP}, novel={"none": GROUP},
     probes={"p": Probed(title=EVIL, how="Asked.", unit="nats", better="lower", prompts=4, stages=GOLDS)},
     content={"fact": Contrast(EVIL, Ordered(8, *3 * [estimate(0.5)]), Ordered(4, *3 * [estimate(0.25)]))},
+    baselines={
+        "b": Baseline(title=EVIL, how="What it is.", prompts=5, estimates=BY_STAGE["ppo"], ppo_minus=estimate(0.07)),
+    },
+    diversity={
+        stage: Diversity(samples=16, prompts=6, distinct=estimate(9.5), stories=3, last_sentence=EVIL,
+                         last_sentence_share=estimate(0.4))
+        for stage in ("sft", "ppo")
+    },
     by_run={}, provenance={}, options={},
 )  # fmt: skip
 POINTS = [Point(n=2**k, update=k, kl=float(k), proxy=estimate(0.5 * k), gold=estimate(0.1 * k)) for k in range(4)]
@@ -356,6 +367,16 @@ def test_texts_are_escaped(html: str) -> None:
     assert html.count("<script") == html.count("</script") == 2  # the data and the page's own
     assert "<img" not in html and "onerror=alert(2)&gt;" in html  # EVIL as a use case, a probe and a scenario
     assert "{{" not in html.replace("{{ 7 * 7 }}", "")
+
+
+def test_baselines_and_diversity_are_on_the_page(html: str) -> None:
+    section = re.findall(r'<section id="baselines">(.*?)</section>', html, re.DOTALL)[0]
+    cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", section, re.DOTALL)]
+    assert cells[:3] == ["0.50 (0.48 to 0.53)", "0.30 (0.28 to 0.33)", "0.50"]  # SFT: gold, PPO minus it, task
+    assert cells[8:10] == ["0.80 (0.78 to 0.83)", "0.07 (0.05 to 0.10)"]
+    assert cells[16:18] == ["0.80 (0.78 to 0.83)", "–"]  # PPO
+    assert cells[24] == "9.50 (9.48 to 9.53) of 16" and cells[26] == "40% (38 to 43%)"
+    assert 'href="#baselines"' in html
 
 
 def test_only_the_own_script_may_run_and_nothing_may_be_fetched(html: str) -> None:
