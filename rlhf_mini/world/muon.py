@@ -32,7 +32,9 @@ class Muon(Optimizer):
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
-                average = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                if matrix not in self.state:
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                average = self.state[matrix]["momentum_buffer"]
                 average.lerp_(matrix.grad, 1 - group["momentum"])
                 update = orthogonalized(matrix.grad.lerp(average, group["momentum"]))
                 rows, columns = matrix.shape
