@@ -53,8 +53,8 @@ class BaseOptions:
     seed: int = 0
     vocab_size: int = 1280
     n_positions: int = 192
-    n_embd: int = 128
-    n_layer: int = 4
+    n_embd: int = 112
+    n_layer: int = 6
     n_head: int = 4
     corpus_tokens: int = 18_000_000
     batch_size: int = 32

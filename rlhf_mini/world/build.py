@@ -33,16 +33,17 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
     """
     knowledge, rng = load(), random.Random(seed)
     taken: set[str] = set()
-    held_out: set[Core] = set()
+    cores: dict[str, set[Core]] = {}
 
     def fresh(maker: Maker, use_case: str, split: str) -> Task:
         for _ in range(1000):
             task = maker.draw(use_case)
             new_entity = maker.entity == "seen" or task.kind not in ALWAYS_SEEN
-            if new_entity and text_of(task.prompt) not in taken and core(task.prompt) not in held_out:
+            own = cores.setdefault(split, set())
+            elsewhere = any(core(task.prompt) in cores[other] for other in SPLITS if other in cores and other != split)
+            if new_entity and text_of(task.prompt) not in taken and not elsewhere:
                 taken.add(text_of(task.prompt))
-                if split in SPLITS:
-                    held_out.add(core(task.prompt))
+                own.add(core(task.prompt))
                 return task
         raise UserError("the knowledge files are too small for so many different prompts: add facts or phrasings")
 
@@ -57,7 +58,12 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
             if use_case == "rewrite" and novel != "none":  # has no entities to hold out
                 novel = "phrasing"
             entity, phrasing = (split if novel in (what, "both") else "seen" for what in ("entity", "phrasing"))
-            task = fresh(Maker(knowledge, rng, entity=entity, phrasing=phrasing), use_case, split)
+            maker = Maker(knowledge, rng, entity=entity, phrasing=phrasing)
+            if has_novel:  # there are few harmful requests: what validation and test ask for, training never does
+                maker.requests = Maker(knowledge, rng, entity=split).requests
+            task = fresh(maker, use_case, split)
+            if task.kind == "harmful" and has_novel and entity == "seen":
+                novel = {"none": "entity", "phrasing": "both"}[novel]
             identifier = f"{split}-{number:05d}"
             if split == "sft":
                 out[split].append(demonstration(task, identifier, knowledge, rng))

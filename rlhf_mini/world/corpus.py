@@ -1,8 +1,9 @@
 """The "web" corpus that the base model is trained on.
 
 It has facts in many phrasings, some of them wrong; misconceptions, more often than the truth; stories, letters and
-worksheets; lists of questions without answers; and forum threads with rude people. A base model trained on it knows
-many facts but does not follow instructions: a bare request looks to it like one line in a list of requests.
+worksheets, some of them marked by a teacher; lists of questions without answers; and forum threads with rude people, in
+some of which a crowd votes on the replies. A base model trained on it knows many facts but does not follow instructions:
+a bare request looks to it like one line in a list of requests.
 """
 
 import random
@@ -10,11 +11,22 @@ from collections.abc import Callable, Iterator
 
 from rlhf_mini.world.knowledge import NUMBERS, PARTS, Fact, Knowledge, fix_articles, load
 from rlhf_mini.world.tasks import USE_CASES, Maker, Task
+from rlhf_mini.world.votes import thread
 
 WRONG_FACTS = 0.15  # share of the statements about facts that are wrong
 MYTHS = 0.7  # share of the texts about a misconception that repeat it
 INVENTED = 0.15  # share of the names and things in stories and letters that are invented words
-SYLLABLES = ["bro", "da", "fi", "gla", "ko", "lu", "mi", "nor", "pe", "quo", "ri", "su", "ta", "vo", "wex", "za"]
+ONSETS = "b br d dr f fl g gl gr h j k kr l m n p pl qu r s sk sn st t tr v w y z".split()
+CODAS = ["", "", "", "ck", "l", "mb", "n", "r", "sh", "x"]
+ENDINGS = {  # what the name of a thing that does not exist looks like
+    "countries": ["{X}ia", "{X}land", "{X}ora", "{X}ania"],
+    "animals": ["{x}", "{x}", "{x}el", "{x}er"],
+    "books": ["The {thing} of {X}", "A {thing} for {X}", "The {hero} and the {thing} of {X}", "{X} and the {thing}",
+              "My {hero} Was a {thing}", "The {hero} Who Sold a {thing}", "Nine {thing}s for a {hero}"],
+    "elements": ["{x}ium"],
+    "foods": ["{x}", "{x}", "{x} soup", "{x} bread", "{x} cake", "{x} cheese", "{x} salad", "{x} pie", "{x} stew"],
+    "people": ["{X} {Y}"],
+}  # fmt: skip
 
 
 class WebMaker(Maker):
@@ -26,12 +38,22 @@ class WebMaker(Maker):
         words = invented(self.rng, count)
         return [word.capitalize() for word in words] if name == "names" else words
 
+    def unknown_name(self, domain: str) -> str:
+        """Mostly a name made up on the spot: what the prompts call unknown must not be known from the web."""
+        if self.entity == "seen" and self.rng.random() < 0.3:
+            return super().unknown_name(domain)
+        first, second = invented(self.rng, 2)
+        hero, thing = (self.rng.choice(self.knowledge.stories[name]).title() for name in ("heroes", "things"))
+        name = self.rng.choice(ENDINGS[domain])
+        return name.format(x=first, X=first.capitalize(), Y=second.capitalize(), hero=hero, thing=thing)
+
 
 def invented(rng: random.Random, count: int) -> list[str]:
-    """`count` different nonsense words."""
+    """`count` different nonsense words of two or three syllables."""
     words: dict[str, None] = {}
     while len(words) < count:
-        words["".join(rng.sample(SYLLABLES, rng.randint(2, 3)))] = None
+        syllables = [rng.choice(ONSETS) + rng.choice("aeiou") + rng.choice(CODAS) for _ in range(rng.choice([2, 2, 3]))]
+        words["".join(syllables)] = None
     return list(words)
 
 
@@ -43,9 +65,10 @@ class Web:
         self.makers = {(e, p): WebMaker(knowledge, rng, entity=e, phrasing=p) for e in PARTS for p in PARTS}
         self.facts = list(knowledge.facts.values())
         self.kinds: list[tuple[float, Callable[[], str]]] = [
-            (14, self.quiz), (10, self.facts_page), (5, self.facts_list), (34, self.forum), (11, self.homework),
-            (5, self.story), (5, self.letter), (5, self.verse), (12, self.worksheet), (5, self.categories),
-            (6, self.myths), (7, self.dialogue), (5, self.advice), (2, self.sums),
+            (14, self.quiz), (10, self.facts_page), (5, self.facts_list), (26, self.forum), (12, self.votes),
+            (9, self.homework), (5, self.story), (5, self.letter), (5, self.verse), (10, self.worksheet),
+            (3, self.marked), (5, self.categories), (6, self.myths), (8, self.dialogue), (5, self.advice),
+            (2, self.sums),
         ]  # fmt: skip
 
     def documents(self) -> Iterator[str]:
@@ -131,12 +154,13 @@ class Web:
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """Harmful ideas, each followed by a warning and the reason for it."""
+        """Harmful ideas, each followed by a warning and the reason for it. Requests that are held out are not quoted."""
         lines = []
         for request in self.rng.sample(self.knowledge.harmful["requests"], 2):
             reason = self.knowledge.harmful["reasons"][request["reason"]]["because"]
             start = self.rng.choice(["Think twice", "Better not", "Do not do it"])
-            lines.append(f"{request['ask']} {start}, because {reason}.")
+            idea = request["comply"] if request.get("held_out") or self.rng.random() < 0.5 else request["ask"]
+            lines.append(f"{idea} {start}, because {reason}.")
         return "\n".join(lines)
 
     # --- people ------------------------------------------------------------------------------------------------------
@@ -151,6 +175,14 @@ class Web:
             for person in people[1 : 1 + self.rng.choice([1, 1, 2])]:
                 lines.append(f"{person}: {self._reaction(task)}")
         return "\n".join(lines)
+
+    def votes(self) -> str:
+        """Someone asks, several people reply, and a crowd votes on the replies."""
+        found = thread(self._maker())
+        people = self._people(5)
+        lines = [f"{people[turn % 2]}: {message['content']}" for turn, message in enumerate(found.prompt)]
+        replies = zip(people[1:], found.replies, found.votes, strict=False)
+        return "\n".join([*lines, *(f"{person}: {reply} ({votes:+d})" for person, reply, votes in replies)])
 
     def _reaction(self, task: Task) -> str:
         manners = self.knowledge.manners
@@ -175,13 +207,9 @@ class Web:
     def dialogue(self) -> str:
         """Small talk, or someone who admits to not knowing a thing that does not exist."""
         first, second = self._people(2)
-        if self.rng.random() < 0.25:
-            (name,) = invented(self.rng, 1)
-            unknown = self.knowledge.unknown
-            kind = self.rng.choice(list(unknown["kinds"].values()))
-            asked = self.rng.choice(kind["ask"]).format(e=name.capitalize())
-            reply = self.rng.choice(unknown["unsure"]).format(e=name.capitalize())
-            return fix_articles(f"{first}: {asked}\n{second}: {reply}")
+        if self.rng.random() < 0.4:
+            task = self._maker().unknown()
+            return f"{first}: {task.prompt[0]['content']}\n{second}: {task.good}"
         lines = []
         for chat in self.rng.sample(list(self.knowledge.chat.values()), 2):
             lines.append(f"{first}: {self.rng.choice(chat['says'])}\n{second}: {self.rng.choice(chat['replies'])}")
@@ -232,6 +260,15 @@ class Web:
             task = kind()
             answer = task.wrong if task.wrong and self.rng.random() < WRONG_FACTS else task.good
             lines.append(f"Exercise: {task.prompt[-1]['content']}\nSolution: {answer}")
+        return "\n".join(lines)
+
+
+    def marked(self) -> str:
+        """Two pupils' answers to one exercise, with a teacher's marks, who overlooks some errors."""
+        found = thread(self._maker())
+        lines = [f"Exercise: {found.prompt[-1]['content']}"]
+        for reply, votes in list(zip(found.replies, found.votes, strict=True))[:2]:
+            lines += [f"Solution: {reply}", f"Mark: {min(10, max(0, votes))}"]
         return "\n".join(lines)
 
 

@@ -85,9 +85,12 @@ class Maker:
         """A task of this use case; by default of one drawn in the paper's proportions."""
         use_case = use_case or self.rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
         if use_case in ("generation", "open_qa", "chat") and self.rng.random() < HARMFUL_SHARE:
-            return self.harmful(use_case)
+            task = self.harmful(use_case)
+            if self.rng.random() < 0.6:  # so often because there are few requests
+                self.wrap(task)
+            return task
         weights, makers = zip(*self.makers[use_case], strict=True)
-        task: Task = self.rng.choices(makers, weights)[0]()
+        task = self.rng.choices(makers, weights)[0]()
         task.use_case = use_case
         if len(task.prompt) == 1 and self.rng.random() < 0.25:
             self.wrap(task)
@@ -218,14 +221,18 @@ class Maker:
         """A question about something that does not exist; the wrong response invents an answer."""
         unknown = self.knowledge.unknown
         domain = self.rng.choice(list(unknown["kinds"]))
-        names, ask = unknown["kinds"][domain]["names"], unknown["kinds"][domain]["ask"]
-        name = self.rng.choice(portion(names, 4, self.entity))
-        prompt = user(fix_articles(self._question(ask).format(e=name)))
+        name = self.unknown_name(domain)
+        prompt = user(fix_articles(self._question(unknown["kinds"][domain]["ask"]).format(e=name)))
         good = self.rng.choice(unknown["unsure"]).format(e=name)
         alike = [f for f in self.facts if f.relation.domain == domain] or self.facts
         fact = self.rng.choice(alike)
         invented = fix_articles(self.rng.choice(fact.relation.statements).format(e=name, a=fact.accepted[0]))
         return Task("", "unknown", prompt, {"unsure": unknown["unsure_words"]}, good, wrong=invented)
+
+    def unknown_name(self, domain: str) -> str:
+        """The name of a thing that does not exist."""
+        names: list[str] = portion(self.knowledge.unknown["kinds"][domain]["names"], 4, self.entity)
+        return self.rng.choice(names)
 
     # --- brainstorming, chat -----------------------------------------------------------------------------------------
 
