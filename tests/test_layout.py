@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ("sft", "rm", "ppo")
 
-# What each folder may import of the project, besides itself. Only data-making and tools know the mini world.
+# What each folder may import of the project, besides itself. Only data-making and tools know the mini world, which takes
+# from the reward model's stage how to train one: it ships a judge.
 CORE, MODELS, TRAINING = "rlhf_mini.core", "rlhf_mini.models", "rlhf_mini.training"
 WORLD, EVALUATION = "rlhf_mini.world", "rlhf_mini.evaluation"
 SHARED = (CORE, MODELS, TRAINING)
@@ -20,7 +21,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     CORE: (),
     MODELS: (CORE,),
     TRAINING: (CORE, MODELS),
-    WORLD: SHARED,
+    WORLD: (*SHARED, "stages.rm"),
     **{f"stages.{stage}": SHARED for stage in STAGES},
     EVALUATION: (*SHARED, WORLD, "stages"),
     "rlhf_mini.report": TOOL,

@@ -37,6 +37,7 @@ from rlhf_mini.core.files import plain, sha256
 
 FORMAT = 1  # of stage.json; increase it when older code would misread it
 WEIGHTS = "model.safetensors"
+SHIPPED = ("base", "judge")  # in data, for all runs
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers")
 
 
@@ -225,7 +226,7 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     """
     path = Path(path)
     make = how_to_make(path, stage)
-    remake = "run `git checkout data/base`, or `make base`" if stage == "base" else f"delete {path}, then {make}"
+    remake = make if stage in SHIPPED else f"delete {path}, then {make}"
     if not path.is_dir():
         raise UserError(f"there is no {stage} checkpoint in {path}: {make}")
     try:
@@ -252,8 +253,8 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
 
 def how_to_make(path: Path, stage: str) -> str:
     """Tells how to make this checkpoint: "run `make sft`", or the full command where `make` does not apply."""
-    if stage == "base":
-        return "run `git checkout data/base`, or `make base`"
+    if stage in SHIPPED:
+        return f"run `git checkout data/{stage}`, or `make base`"
     runs_dir, run = path.parent.parent, path.parent.name
     if runs_dir == Path("runs"):
         return f"run `make {stage}`" if run == "default" else f"run `make {stage} RUN={run}`"

@@ -1,4 +1,4 @@
-"""`make base`: builds the base model from scratch: corpus, byte-level BPE tokenizer, GPT-2, pretraining.
+"""`make base`: builds the base model from scratch (corpus, byte-level BPE tokenizer, GPT-2, pretraining) and the judge.
 
     python -m rlhf_mini.world.base
 
@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
-from rlhf_mini.core.checkpoints import save_checkpoint, writing
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import console, run, track
 from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import MetricsLog
@@ -31,6 +31,7 @@ from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
 from rlhf_mini.world.heldout import held_out_prompts, without
+from rlhf_mini.world.judge import JudgeOptions, train_judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
 from rlhf_mini.world.muon import Muon
 
@@ -246,6 +247,7 @@ def main() -> None:
             folder, stage="base", model=model, tokenizer=tokenizer, options=options, seed=options.seed, metrics=metrics,
             started=started, parents=[],
         )  # fmt: skip
+    train_judge(load_checkpoint(arguments.out / "base", "base"), arguments.out, JudgeOptions(seed=options.seed))
 
 
 if __name__ == "__main__":

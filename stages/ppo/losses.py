@@ -89,18 +89,11 @@ def gae(rewards: Tensor, values: Tensor, rows: Rows, gamma: float, gae_lambda: f
     return Advantages(advantages=advantages, returns=advantages + values)
 
 
-def whiten(x: Tensor, rows: Rows, shift_mean: bool = True) -> Tensor:
+def whiten(x: Tensor, shift_mean: bool = True) -> Tensor:
     """x (n,) scaled to variance 1, and shifted to mean 0 if `shift_mean`."""
-    mean = _sum(x, rows) / len(x)
-    variance = _sum((x - mean).square(), rows) / max(1, len(x) - 1)
+    variance, mean = torch.var_mean(x, correction=min(1, len(x) - 1))
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
     return whitened if shift_mean else whitened + mean
-
-
-def _sum(x: Tensor, rows: Rows) -> Tensor:
-    """The sum of x (n,), added up in the order of (B, R) rows padded with zeros: floating-point sums depend on their
-    order, and the published figures belong to weights that were trained in this one."""
-    return rows.unpack(x).sum()
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class PPOOptions(RunOptions):
 
     # PPO-ptx
     ptx_coef: NonNegativeFloat = option(
-        0.0, "Weight of the language-model loss on PTX_TEXTS (0: plain PPO; InstructGPT: 27.8)."
+        0.5, "Weight of the language-model loss on PTX_TEXTS (0: plain PPO; InstructGPT: 27.8)."
     )
     ptx_texts: str = option("data/pretraining.jsonl", "JSONL of texts like those that the base model was trained on.")
     ptx_batch_size: PositiveInt = option(16, "Texts in one optimizer step.")

@@ -2,7 +2,7 @@
 
     python -m stages.ppo                      # runs/default/sft + runs/default/rm -> runs/default/ppo
     python -m stages.ppo --kl_coef 0.01       # a weaker KL penalty: the score rises, the responses degenerate
-    python -m stages.ppo --ptx_coef 0.3       # PPO-ptx: keeps what the base model knew
+    python -m stages.ppo --ptx_coef 0         # plain PPO: forgets more of what the base model knew
     python -m stages.ppo --reward stages.ppo.rewards:short    # any function of prompts and responses
 
 Each iteration samples responses to a batch of prompts, scores them with the reward model, penalises every token for
@@ -90,14 +90,14 @@ def kl_penalized_rewards(trajectories: Trajectories, options: PPOOptions, kl_coe
     kl = losses.kl_k1(trajectories.logprobs, trajectories.ref_logprobs)  # (n,)
     scores = losses.penalize_missing_eos(trajectories.scores, trajectories.ended, options.missing_eos_penalty)  # (B,)
     rewards = losses.compute_rewards(scores, kl, trajectories.rows, kl_coef)  # (n,)
-    return losses.whiten(rewards, trajectories.rows, shift_mean=False) if options.whiten_rewards else rewards
+    return losses.whiten(rewards, shift_mean=False) if options.whiten_rewards else rewards
 
 
 def with_advantages(trajectories: Trajectories, rewards: Tensor, options: PPOOptions) -> Batch:
     """What the update learns from. Returns are taken before the advantages are whitened."""
     rows = trajectories.rows
     advantages, returns = losses.gae(rewards, trajectories.values, rows, options.gamma, options.gae_lambda)  # (n,)
-    whitened = losses.whiten(advantages, rows)
+    whitened = losses.whiten(advantages)
     return Batch(**vars(trajectories), rewards=rewards, advantages=whitened, returns=returns)
 
 

@@ -17,17 +17,30 @@ class RMOptions(RunOptions):
     rankings: str = option("", "JSONL of rankings to train on, for example people's; replaces sampling and ranking.")
     prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")
     num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
-    num_responses: Annotated[int, Ge(2), Le(9)] = option(4, "K, responses to each prompt (InstructGPT: 4 to 9).")
+    num_responses: Annotated[int, Ge(2), Le(9)] = option(6, "K, ranked responses to each prompt (InstructGPT: 4 to 9).")
+    num_samples: Annotated[int, Ge(2)] = option(8, "Samples for each prompt, of which the most different are ranked.")
     max_new_tokens: PositiveInt = option(48, "Longest response that is sampled.")
-    temperature: PositiveFloat = option(0.7, "Temperature of the samples (InstructGPT: 1).")
+    temperature: PositiveFloat = option(0.7, "Temperature of the first half of the samples (InstructGPT: 1).")
+    wide_temperature: PositiveFloat = option(1.0, "Temperature of the second half, which differ more.")
+    base: str = option("data/base", 'Checkpoint that gives one of the ranked responses; "" for none.')
+    exchange: bool = option(True, "One of the ranked responses answers another prompt.")
+    ppo: str = option(
+        "", "An earlier PPO checkpoint, such as runs/default/ppo, that gives the first half of the samples: a second "
+        "round of rankings."
+    )  # fmt: skip
     labelers: str = option(
         "rlhf_mini.world.labelers:training_labelers",
         "package.module:function that returns the labelers who rank; one is drawn for each prompt.",
     )
 
+    init: str = option(
+        "data/judge",
+        "Checkpoint that the reward model starts from: a judge, pretrained on the web's votes, or sft for this run's "
+        "SFT model.",
+    )
     num_train_epochs: PositiveFloat = option(1.0, "Passes over the rankings; InstructGPT saw overfitting after one.")
     batch_size: PositiveInt = option(16, "Prompts in one step, all K responses each (InstructGPT: 64).")
-    learning_rate: PositiveFloat = option(1e-3, "Peak learning rate; follows a cosine to 10 % of it, without warmup.")
+    learning_rate: PositiveFloat = option(3e-4, "Peak learning rate; follows a cosine to 10 % of it, without warmup.")
     weight_decay: NonNegativeFloat = option(0.0, "AdamW's weight decay.")
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = option(0.9, "AdamW's decay rate of the mean gradient.")
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = option(0.95, "AdamW's decay rate of the mean squared gradient.")

@@ -3,18 +3,20 @@
     python -m stages.rm                                  # runs/default/sft + data/prompts/rm.jsonl -> runs/default/rm
     python -m stages.rm --rankings my_rankings.jsonl     # people's rankings instead of simulated ones
 
-K responses to each prompt are sampled from the SFT model and ranked by a labeler. A model with a scalar head in place
-of the vocabulary head learns to give better responses higher scores. What to inspect: rankings.jsonl beside the
-checkpoint (would you rank the responses the same way?), and the tables at the end. In the first, the reward model
-should agree with the labelers about as often as they agree among themselves. Tone alone can bring it there: in the
-second the manners of both responses are the same, and 50 % means that it does not read what they say.
+K responses to each prompt, most of them of the SFT model (sources.py), are ranked by a labeler. A model with a scalar
+head in place of the vocabulary head learns to give better responses higher scores. What to inspect: rankings.jsonl
+beside the checkpoint (would you rank the responses the same way?), and the tables at the end. In the first, the reward
+model should agree with the labelers about as often as they agree among themselves. Tone alone can bring it there: in
+the second the manners of both responses are the same, and 50 % means that it does not read what they say.
 
-As in the paper: the SFT model as the backbone, all pairs of a prompt as one element of the batch (loss.py), ties
-dropped, one epoch, cosine to 10 %, a constant that puts demonstrations at a mean score of 0.
+As in the paper: all pairs of a prompt as one element of the batch (loss.py), ties dropped, one epoch, cosine to 10 %,
+a constant that puts demonstrations at a mean score of 0, and a start from a model that has seen more than this run's
+demonstrations (appendix C.2): here a judge that was pretrained on the votes of the web (rlhf_mini/world/judge.py).
 Departures:
 - batches of 16 prompts instead of 64: with 2,400 prompts, 64 would leave 37 steps.
-- the head starts with a standard deviation of 1 / sqrt(d + 1), as in Stiennon et al. 2020 (arXiv 2009.01325), B.1.
-- responses are sampled at temperature 0.7, as PPO does: at 1, a model this small rarely makes sense.
+- with --init sft, the head starts with a standard deviation of 1 / sqrt(d + 1) (Stiennon et al. 2020, arXiv 2009.01325,
+  B.1); a learning rate of 1e-3 suits that start better.
+- half of the samples are drawn at temperature 0.7, as PPO draws them: at 1, a model this small rarely makes sense.
 - labelers are simulated, and each prompt is ranked by one of them.
 - batches hold prompts whose longest responses have a similar length, which saves padding in attention.
 
@@ -28,10 +30,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
@@ -56,8 +63,10 @@ from stages.rm import content
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
+from stages.rm.sources import Models, collect, distinct
 
 T = TypeVar("T")
+VALIDATION_SAMPLES = 4  # to a prompt
 
 
 class Example(NamedTuple):
@@ -77,7 +86,10 @@ def train_rm(options: RMOptions) -> None:
     started = time.time()
     sft = load_checkpoint(options.run_dir / "sft", "sft")
     tokenizer = AutoTokenizer.from_pretrained(sft.path)
-    sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
+    judge = None if options.init == "sft" else judge_for(tokenizer, options.init)
+    base = load_checkpoint(options.base, "base") if options.base and not options.rankings else None
+    ppo = load_checkpoint(options.ppo, "ppo") if options.ppo else None
+    parents = [one for one in (sft, judge, base, ppo) if one is not None]
     labelers = {
         "training": load_labelers(options.labelers),
         "heldout": load_labelers(options.heldout_labelers),
@@ -90,21 +102,23 @@ def train_rm(options: RMOptions) -> None:
 
     files = [options.rankings or options.prompts, options.validation, options.demonstrations]
     files += [options.content] if options.content else []
-    command = command_of(options, files, parents=[sft])
+    command = command_of(options, files, parents)
     with Resume(options.run_dir, "rm", command, started) as resume, writing(options.run_dir, "rm") as folder:
         saved = resume.load(folder)
         provenance: dict[str, Any] = dict(
-            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=[sft]
+            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=parents
         )
 
-        # 1. Rankings: K responses to each prompt from the SFT model, ranked by a labeler.
+        # 1. Rankings: K responses to each prompt, ranked by a labeler.
+        sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
         if saved:
             rankings = read_rankings(folder / "rankings.jsonl")
         elif options.rankings:
             rankings = read_rankings(options.rankings)
         else:
             encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
-            groups = sample_groups(sft_model, tokenizer, encoded, options, options.seed, "rm: sampling responses")
+            models = Models(sft_model, language_model(base), language_model(ppo))
+            groups = collect(models, tokenizer, prompts, encoded, options)
             rankings = rank(prompts, groups, labelers["training"], options.seed)
         write_jsonl(folder / "rankings.jsonl", rankings)
         if saved is None and options.save_steps:
@@ -114,8 +128,11 @@ def train_rm(options: RMOptions) -> None:
         if options.rankings or not all("check" in example for example in prompts):
             rankings, held_out = split_by_prompt(rankings, options.heldout_share, options.seed)
 
-        # 2. The SFT model with a scalar head, trained on all pairs of each prompt together.
-        reward_model = with_scalar_head(sft.path, options.seed)  # in eval mode: without dropout
+        # 2. The judge, or the SFT model with a scalar head, trained on all pairs of each prompt together.
+        if judge is None:
+            reward_model = with_scalar_head(sft.path, options.seed)  # in eval mode: without dropout
+        else:
+            reward_model = AutoModelForSequenceClassification.from_pretrained(judge.path)
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
         counts = {
             "rankings": len(rankings),
@@ -138,7 +155,7 @@ def train_rm(options: RMOptions) -> None:
             groups = [as_responses(ranking) for ranking in held_out]
             shares |= rankings_evaluation(score_groups(reward_model, tokenizer, encoded, groups), held_out)
         encoded = encode_prompts(tokenizer, [example["prompt"] for example in validation])
-        groups = sample_groups(sft_model, tokenizer, encoded, options, options.seed + 1, "rm: sampling for validation")
+        groups = validation_groups(sft_model, tokenizer, encoded, options)
         scores = score_groups(reward_model, tokenizer, encoded, groups)
         shares |= simulated_evaluation(scores, validation, groups, labelers)
 
@@ -184,24 +201,34 @@ def first(examples: list[T], number: int) -> list[T]:
     return examples[:number] if number > 0 else examples
 
 
-def sample_groups(
-    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt], options: RMOptions, seed: int,
-    description: str,
-) -> list[list[Response]]:  # fmt: skip
-    """The distinct responses among each prompt's K samples; two that are alike cannot be ranked."""
+def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:
+    """The judge to start from. UserError if it was trained with other tokens than the SFT model."""
+    judge = load_checkpoint(path, "judge")
+    if AutoTokenizer.from_pretrained(judge.path).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"--init: the judge in {path} has other tokens than the SFT model: use --init sft")
+    return judge
+
+
+def language_model(checkpoint: Checkpoint | None) -> PreTrainedModel | None:
+    return AutoModelForCausalLM.from_pretrained(checkpoint.path) if checkpoint else None
+
+
+def validation_groups(
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt], options: RMOptions
+) -> list[list[Response]]:
+    """Different samples of the SFT model at the temperature of PPO, four to a prompt."""
     responses = respond(
         model,
         tokenizer,
-        [prompt for prompt in prompts for _ in range(options.num_responses)],
+        [prompt for prompt in prompts for _ in range(VALIDATION_SAMPLES)],
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
-        seed=seed,
-        batch_size=256,  # takes a quarter less CPU time than 64
-        description=description,
+        seed=options.seed + 1,
+        batch_size=256,
+        description="rm: sampling for validation",
     )
-    starts = range(0, len(responses), options.num_responses)
-    groups = [responses[start : start + options.num_responses] for start in starts]
-    return [list({(one.text, one.ended): one for one in group}.values()) for group in groups]
+    starts = range(0, len(responses), VALIDATION_SAMPLES)
+    return [distinct(responses[start : start + VALIDATION_SAMPLES]) for start in starts]
 
 
 def rank(

@@ -33,7 +33,7 @@ class SFTOptions(RunOptions):
 
     # Pretraining mix (Ouyang et al. 2022, appendix C.4)
     ptx_coef: NonNegativeFloat = option(
-        0.0, "Weight of the language-model loss on PTX_TEXTS in each step (0: demonstrations alone)."
+        0.3, "Weight of the language-model loss on PTX_TEXTS in each step (0: demonstrations alone)."
     )
     ptx_texts: str = option("data/pretraining.jsonl", "JSONL of texts like those that the base model was trained on.")
     ptx_batch_size: PositiveInt = option(12, "Texts in one step, beside BATCH_SIZE demonstrations.")

@@ -2,7 +2,7 @@
 
     python -m stages.sft                        # data/base + data/demonstrations.jsonl -> runs/default/sft
     python -m stages.sft --dropout 0.2 --num_train_epochs 16 --run long
-    python -m stages.sft --ptx_coef 0.3         # mixes pretraining texts in: forgets less of what the base knows
+    python -m stages.sft --ptx_coef 0           # demonstrations alone: forgets more of what the base knows
 
 The base model learns to answer as the demonstrations do. The loss is the negative log-likelihood of the completion's
 tokens given the prompt; the prompt's own tokens do not count. What to inspect: validation_loss before and after

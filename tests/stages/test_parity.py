@@ -143,7 +143,7 @@ def trl_rewards(trl: Recorded) -> Tensor:
 def test_rewards(trl: Recorded) -> None:
     rewards = trl_rewards(trl)
     if trl.options["whiten_rewards"]:
-        whitened = losses.whiten(rewards[trl.mask_p1], trl.rows_p1, shift_mean=False)
+        whitened = losses.whiten(rewards[trl.mask_p1], shift_mean=False)
         close(whitened, trl.tokens_p1("rewards"), WHITENED)
     else:
         close(rewards, trl["rewards"])
@@ -156,7 +156,7 @@ def test_advantages_and_returns(trl: Recorded) -> None:
     advantages, returns = losses.gae(rewards, values, trl.rows_p1, gamma, gae_lambda)
     close(returns, trl.tokens_p1("returns"))
     of_response = trl.mask[trl.mask_p1]  # without the position past the end
-    close(losses.whiten(advantages[of_response], trl.rows), trl.tokens("advantages"), WHITENED)
+    close(losses.whiten(advantages[of_response]), trl.tokens("advantages"), WHITENED)
 
 
 def test_the_place_of_the_score_is_all_the_difference() -> None:
@@ -164,7 +164,7 @@ def test_the_place_of_the_score_is_all_the_difference() -> None:
     trl = Recorded("undiscounted")
     advantages, returns = losses.gae(our_rewards(trl), trl.tokens("values"), trl.rows, 1.0, 1.0)
     close(returns, trl.tokens("returns"))
-    close(losses.whiten(advantages, trl.rows), trl.tokens("advantages"), WHITENED)
+    close(losses.whiten(advantages), trl.tokens("advantages"), WHITENED)
 
     trl = Recorded("plain")  # the same with lambda 0.95
     returns = padded(trl, losses.gae(our_rewards(trl), trl.tokens("values"), trl.rows, 1.0, 0.95).returns)
