@@ -17,7 +17,7 @@ seed        := $(if $(SEED),--seed $(SEED))
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds base data bench parity test lint clean FORCE
+.PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations base data bench parity test lint clean FORCE
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -40,9 +40,10 @@ help:
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'
 	@echo
 	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    15-30 min, 1 GB'
-	@echo '  make seeds     train and evaluate three seeds; writes docs/results.md     10-25 min, 1 GB'
-	@echo '  make base      rebuild the base model in data/base from scratch           15-40 min, 1.2 GB'
+	@echo '  make seeds     train and evaluate five seeds; writes docs/results.md      30-60 min, 1 GB'
+	@echo '  make base      rebuild the base and the judge in data from scratch        25-45 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge     5 s, 0.3 GB'
+	@echo '  make ablations retrain the reward model with one thing changed at a time  15-25 min, 1 GB'
 	@echo '  make bench     compare speed and memory of PPO with those of TRL 1.12.0   5-10 min, 2 GB'
 	@echo '  make parity    record tensors of TRL 1.12.0 as test data                  0.5 min, 0.5 GB'
 	@echo '  make test      run all tests                                              3 min, 1.5 GB'
@@ -77,8 +78,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(STAGES): %: $(OUT)/%/stage.json
 	@test ! -f $< || echo '$(OUT)/$* is up to date'
 
-$(OUT)/sft/stage.json: data/base/model.safetensors data/demonstrations.jsonl
-$(OUT)/rm/stage.json:  $(OUT)/sft/stage.json data/prompts/rm.jsonl
+$(OUT)/sft/stage.json: data/base/model.safetensors data/demonstrations.jsonl data/pretraining.jsonl
+$(OUT)/rm/stage.json:  $(OUT)/sft/stage.json data/judge/model.safetensors data/prompts/rm.jsonl
 $(OUT)/ppo/stage.json: $(OUT)/rm/stage.json data/prompts/ppo.jsonl data/pretraining.jsonl
 
 # A stage that is made only because a later one needs it gets no ARGS. The installation stands after the | (order-only):
@@ -120,9 +121,12 @@ doctor: | $(INSTALLED)
 	$(PY) -m rlhf_mini.doctor $(OUT) $(ARGS)
 
 seeds: | $(INSTALLED)
-	for seed in 0 1 2; do $(MAKE) sft rm ppo RUN=seed$$seed SEED=$$seed || exit 1; done
-	$(PY) -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2 --out docs/evaluate.json
-	$(PY) -m rlhf_mini.evaluation.results seed0 seed1 seed2
+	for seed in 0 1 2 3 4; do $(MAKE) sft rm ppo RUN=seed$$seed SEED=$$seed || exit 1; done
+	$(PY) -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2,seed3,seed4 --out docs/evaluate.json
+	$(PY) -m rlhf_mini.evaluation.results seed0 seed1 seed2 seed3 seed4
+
+ablations: $(OUT)/sft/stage.json | $(INSTALLED)
+	$(PY) -m benchmarks.reward --run $(RUN) $(seed) $(ARGS)
 
 # --- data ---
 base: | $(INSTALLED)
@@ -132,7 +136,8 @@ data: | $(INSTALLED)
 	$(PY) -m rlhf_mini.world.build $(ARGS)
 
 # Reached only if the file is missing.
-$(addprefix data/,base/model.safetensors demonstrations.jsonl pretraining.jsonl prompts/rm.jsonl prompts/ppo.jsonl):
+$(addprefix data/,base/model.safetensors judge/model.safetensors demonstrations.jsonl pretraining.jsonl \
+    prompts/rm.jsonl prompts/ppo.jsonl):
 	@echo 'error: $@ is missing: restore it (`git checkout -- data`) or rebuild it (`make data`, `make base`)'; exit 1
 
 # --- comparison with TRL 1.12.0, the last release with a PPOTrainer ---

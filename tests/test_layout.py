@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ("sft", "rm", "ppo")
 
-# What each folder may import of the project, besides itself. Only data-making and tools know the mini world, which takes
-# from the reward model's stage how to train one: it ships a judge.
+# What each folder may import of the project, besides itself. Only data-making and tools know the mini world. It ships a
+# judge, and takes from the reward model's stage how to train one.
 CORE, MODELS, TRAINING = "rlhf_mini.core", "rlhf_mini.models", "rlhf_mini.training"
 WORLD, EVALUATION = "rlhf_mini.world", "rlhf_mini.evaluation"
 SHARED = (CORE, MODELS, TRAINING)

@@ -5,6 +5,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from rlhf_mini.core.console import UserError
 from rlhf_mini.core.options import RunOptions, option, options
 
 
@@ -67,3 +68,11 @@ class RMOptions(RunOptions):
     heldout_share: Annotated[float, Gt(0), Lt(1)] = option(
         0.1, "Share of the rankings held out for evaluation, if they are not the mini world's."
     )
+
+    def __post_init__(self) -> None:
+        others = bool(self.base) + self.exchange
+        if self.num_responses <= others:
+            raise UserError(
+                f"--num_responses {self.num_responses} leaves no room for the SFT model beside the base's response and "
+                f"the one to another prompt: use at least {others + 1}"
+            )

@@ -45,7 +45,7 @@ def test_each_stage_names_the_one_before_it_as_its_parent(runs: Path) -> None:
     assert len(set(sums.values())) == 3
     parents = {name: {p["stage"]: p["sha256"] for p in info(runs, name)["parents"]} for name in sums}
     assert list(parents["sft"]) == ["base"]
-    assert parents["rm"] == {"sft": sums["sft"]}
+    assert set(parents["rm"]) == {"sft", "judge", "base"} and parents["rm"]["sft"] == sums["sft"]
     assert parents["ppo"] == {"sft": sums["sft"], "rm": sums["rm"]}
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from trl import RewardConfig, RewardTrainer
 from trl_oracle import assert_trains_like_trl
 
+from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Response, read_rankings
 from rlhf_mini.core.files import write_jsonl
@@ -19,10 +20,12 @@ from rlhf_mini.core.options import parse_options
 from rlhf_mini.core.rankings import Count, pairs
 from rlhf_mini.models.scoring import reward_scores, score_texts, with_scalar_head
 from rlhf_mini.models.text import encode_prompts
+from rlhf_mini.world.judge import JudgeOptions, train_judge
 from stages.rm import content
 from stages.rm.agreement import summary
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
+from stages.rm.sources import distinct, exchange, most_different
 from stages.rm.train import encode, objective, rank, split_by_prompt, train_rm
 from stages.sft.options import SFTOptions
 from stages.sft.train import train_sft
@@ -99,6 +102,8 @@ def options_for(world: Path, **changes) -> RMOptions:
         heldout_labelers=toy,
         gold_labeler=toy,
         content="",
+        init="sft",
+        base="",
         batch_size=8,
         learning_rate=5e-3,
         max_new_tokens=24,
@@ -341,3 +346,52 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
     assert stopped.value.code == 2 and "--num_responses must be at least 2, not 1" in capsys.readouterr().err
     assert not list((world / "runs" / "t").glob("*.partial"))
     assert parse_options(RMOptions, ["--config", "stages/rm/nano.yaml"]).num_prompts == 160
+
+
+# --- what is ranked --------------------------------------------------------------------------------------------------
+
+
+def test_the_most_different_responses_are_kept() -> None:
+    texts = ["It is green.", "It is green", "It is very green.", "Who cares about that?"]
+    candidates = [Response(one, ended=True) for one in texts]
+    assert [one.text for one in most_different(candidates, 2)] == ["It is green.", "Who cares about that?"]
+    assert most_different(candidates, 9) and len(most_different(candidates, 9)) == 4
+    assert most_different([], 3) == []
+    assert distinct([Response("a", True), Response("a", False), Response("a", True)]) == [
+        Response("a", True), Response("a", False)
+    ]  # fmt: skip
+
+
+def test_each_response_is_exchanged_once_within_its_kind() -> None:
+    examples = [prompt(n, kind="ab"[n % 2]) for n in range(20)]
+    responses = [Response(f"{n % 2} {n}", ended=True) for n in range(20)]
+    exchanged = exchange(examples, responses, seed=0)
+    assert sorted(one.text for one in exchanged) == sorted(one.text for one in responses)
+    assert all(one != own and one.text[0] == own.text[0] for one, own in zip(exchanged, responses, strict=True))
+    assert exchange([prompt(1)], responses[:1], seed=0) == responses[:1]  # alone: it is then dropped as a duplicate
+
+
+def test_the_sources_of_the_ranked_responses(world: Path, _nano_base: Path) -> None:
+    train_rm(options_for(world, base=str(_nano_base), exchange=True, num_responses=5, num_samples=6))
+    rankings = read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl")
+    assert all(len(set(zip(each["responses"], each["ended"], strict=True))) == len(each["ranks"]) for each in rankings)
+    assert max(len(each["ranks"]) for each in rankings) == 5
+    parents = {parent["stage"] for parent in stage_json(world, "rm")["parents"]}
+    assert parents == {"sft", "base"}
+    with pytest.raises(UserError, match=r"--num_responses 2 leaves no room .* use at least 3"):
+        options_for(world, base="b", exchange=True, num_responses=2)
+
+
+def test_a_reward_model_starts_from_a_judge(world: Path, _nano_base: Path, tmp_path: Path) -> None:
+    settings = JudgeOptions(threads=64, held_out_threads=16, batch_size=8)
+    train_judge(load_checkpoint(_nano_base, "base"), tmp_path, settings)
+    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge")
+    train_rm(options_for(world, init=str(tmp_path / "judge"), learning_rate=1e-12))
+    model = AutoModelForSequenceClassification.from_pretrained(world / "runs" / "t" / "rm")
+    for (name, ours), theirs in zip(model.state_dict().items(), judge.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    vocabulary = tmp_path / "judge" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"the"', '"zzz"'))
+    assert '"zzz"' in vocabulary.read_text()
+    with pytest.raises(UserError, match=r"tokenizer.json has changed since the judge stage wrote it"):
+        train_rm(options_for(world, init=str(tmp_path / "judge")))
