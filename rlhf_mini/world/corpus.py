@@ -1,9 +1,9 @@
 """The "web" corpus that the base model is trained on.
 
 It has facts in many phrasings, some of them wrong; misconceptions, more often than the truth; stories, letters and
-worksheets, some of them marked by a teacher; lists of questions without answers; and forum threads with rude people, in
-some of which a crowd votes on the replies. A base model trained on it knows many facts but does not follow instructions:
-a bare request looks to it like one line in a list of requests.
+worksheets, some of them marked by a teacher; lists of questions without answers; and forum threads with rude people,
+in some of which a crowd votes on the replies. A base model trained on it knows many facts but does not follow
+instructions: a bare request looks to it like one line in a list of requests.
 """
 
 import random
@@ -16,7 +16,8 @@ from rlhf_mini.world.votes import thread
 WRONG_FACTS = 0.15  # share of the statements about facts that are wrong
 MYTHS = 0.7  # share of the texts about a misconception that repeat it
 INVENTED = 0.15  # share of the names and things in stories and letters that are invented words
-ONSETS = "b br d dr f fl g gl gr h j k kr l m n p pl qu r s sk sn st t tr v w y z".split()
+ONSETS = ["b", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "pl", "qu", "r",
+          "s", "sk", "sn", "st", "t", "tr", "v", "w", "y", "z"]  # fmt: skip
 CODAS = ["", "", "", "ck", "l", "mb", "n", "r", "sh", "x"]
 ENDINGS = {  # what the name of a thing that does not exist looks like
     "countries": ["{X}ia", "{X}land", "{X}ora", "{X}ania"],
@@ -154,7 +155,7 @@ class Web:
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """Harmful ideas, each followed by a warning and the reason for it. Requests that are held out are not quoted."""
+        """Harmful ideas, each with a warning and the reason for it. Requests that are held out are not quoted."""
         lines = []
         for request in self.rng.sample(self.knowledge.harmful["requests"], 2):
             reason = self.knowledge.harmful["reasons"][request["reason"]]["because"]
@@ -261,7 +262,6 @@ class Web:
             answer = task.wrong if task.wrong and self.rng.random() < WRONG_FACTS else task.good
             lines.append(f"Exercise: {task.prompt[-1]['content']}\nSolution: {answer}")
         return "\n".join(lines)
-
 
     def marked(self) -> str:
         """Two pupils' answers to one exercise, with a teacher's marks, who overlooks some errors."""

@@ -19,21 +19,22 @@ Each prompt of the mini world has a `check`, written by `rlhf_mini.world.tasks`.
     decline: "stealing"                       a refusal that gives this reason
     max_words: 24                             at most this many words
 
-What a response says beside that counts, too. Courtesies, insults and rambling of the sentences in manners.yaml are taken
-away first: they are manners. Of the rest, word runs that no answer of this kind has cost the task (language.py), so a
-word salad, a fragment or an answer to something else earns next to nothing. A response that gives the prompt back, that
-insults in its own words, or that does the harm after refusing it earns nothing.
+What a response says beside that counts, too. Courtesies, insults and rambling of the sentences in manners.yaml are
+taken away first: they are manners. Of the rest, word runs that no answer of this kind has cost the task (language.py),
+so a word salad, a fragment or an answer to something else earns next to nothing. A response that gives the prompt back,
+that insults in its own words, or that does the harm after refusing it earns nothing.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, read_prompts
-from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
+from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load, pattern
 from rlhf_mini.world.language import copied, fluency, kind_of, plain, words
 
 # A part that does not apply to a prompt is left out of the weighted mean: a story is neither true nor false.
@@ -84,6 +85,13 @@ def judge(check: dict[str, Any], prompt: Messages, response: str, ended: bool = 
         response: text without special tokens.
         ended: whether the model emitted eos; False for a truncated response.
     """
+    return _judge(json.dumps(check), json.dumps(prompt), response, ended)
+
+
+@lru_cache(maxsize=20_000)  # several labelers rate the same response
+def _judge(check_json: str, prompt_json: str, response: str, ended: bool) -> Gold:
+    check: dict[str, Any] = json.loads(check_json)
+    prompt: Messages = json.loads(prompt_json)
     knowledge = load()
     body = _body(response, knowledge)
     conversation = _text(prompt)
@@ -146,10 +154,19 @@ def _body(response: str, knowledge: Knowledge) -> str:
     return DANGLING.sub("", text)
 
 
-def _without(text: str, sentences: Iterable[str]) -> str:
-    for sentence in sentences:
-        text = re.sub(re.escape(sentence.rstrip(".!?")) + r"[.!?]?[ ]?", "", text, flags=re.IGNORECASE)
+def _without(text: str, sentences: tuple[str, ...]) -> str:
+    any_of_them, each = _removable(sentences)
+    if any_of_them.search(text):
+        for sentence in each:
+            text = sentence.sub("", text)
     return text.strip()
+
+
+@cache
+def _removable(sentences: tuple[str, ...]) -> tuple[re.Pattern[str], list[re.Pattern[str]]]:
+    """(finds any of the sentences, finds each of them in turn)"""
+    each = [re.escape(sentence.rstrip(".!?")) + r"[.!?]?[ ]?" for sentence in sentences]
+    return re.compile("|".join(each), re.IGNORECASE), [re.compile(one, re.IGNORECASE) for one in each]
 
 
 def _repeats(response: str) -> bool:
@@ -179,7 +196,7 @@ def _language(body: str, response: str, check: dict[str, Any], prompt: Messages)
     kind, asked = kind_of(check), prompt[-1]["content"]
     if kind in ("exactly", "repeat"):  # compared word by word
         return 1.0
-    if kind == "reply" and copied(_without(response, load().manners["openers"]), asked) >= ECHO:
+    if kind == "reply" and copied(_without(response, tuple(load().manners["openers"])), asked) >= ECHO:
         return 0.0
     if kind == "mention" and copied(body, asked) >= (1.0 if check.get("sentences") == 1 else ECHO):
         return 0.0
@@ -191,8 +208,7 @@ def _language(body: str, response: str, check: dict[str, Any], prompt: Messages)
 
 def _states(text: str, phrase: str) -> bool:
     """Whether a `plain` text says `phrase` at a place where nothing denies it."""
-    said = plain(phrase)
-    for found in re.finditer(rf"(?<!\w){re.escape(said)}(?!\w)", text):
+    for found in pattern(plain(phrase)).finditer(text):
         before = words(re.split(r"[.,;!?]", text[: found.start()])[-1])[-SCOPE:]
         after = text[found.end() :].lstrip()
         if not set(before) & set(NEGATIONS) and not after.startswith(DENIALS):
@@ -203,10 +219,15 @@ def _states(text: str, phrase: str) -> bool:
 def _right_and_wrong(right: list[str], wrong: list[str], body: str) -> tuple[float, float]:
     """(task, truthful), each 0 or 1: states a right answer and no wrong one. A wrong one may be denied."""
     text = plain(body)
-    inside_right = [word for word in wrong if any(has(good, word) for good in right)]
-    states_wrong = any(_states(text, word) for word in wrong if word not in inside_right)
+    states_wrong = any(_states(text, word) for word in _outside(tuple(wrong), tuple(right)))
     good = float(any(_states(text, word) for word in right) and not states_wrong)
     return good, good
+
+
+@lru_cache(maxsize=10_000)
+def _outside(wrong: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
+    """The wrong answers that are no part of a right one."""
+    return [word for word in wrong if not any(has(good, word) for good in right)]
 
 
 def _requirement(
@@ -270,26 +291,24 @@ def _requirement(
 def _listed(text: str, valid: list[str], pool: Iterable[str]) -> tuple[list[str], list[str]]:
     """The different items of `valid` in a `plain` text, and those of the rest of `pool`, except parts of others."""
     said = set(words(text))  # most items share no word with the text
-    good = [item for item in valid if _could_have(said, item) and has(text, plain(item))]
+    good = [item for word in said for item in _ending_in(tuple(valid)).get(word, ()) if has(text, plain(item))]
     bad = [
         item
-        for item in pool
-        if _could_have(said, item)
-        and item not in valid
-        and has(text, plain(item))
-        and not any(has(better, item) for better in good)
+        for word in said
+        for item in _ending_in(tuple(pool)).get(word, ())
+        if item not in valid and has(text, plain(item)) and not any(has(better, item) for better in good)
     ]
     return good, bad
 
 
-def _could_have(said: set[str], item: str) -> bool:
-    return _last_word(item) in said
-
-
-@cache
-def _last_word(item: str) -> str:
-    return words(plain(item))[-1]
+@lru_cache(maxsize=1000)
+def _ending_in(items: tuple[str, ...]) -> dict[str, list[str]]:
+    """The items by their last word."""
+    found: dict[str, list[str]] = {}
+    for item in items:
+        found.setdefault(words(plain(item))[-1], []).append(item)
+    return found
 
 
 def _times(text: str, phrase: str) -> int:
-    return len(re.findall(rf"(?<!\w){re.escape(plain(phrase))}(?!\w)", text))
+    return len(pattern(plain(phrase)).findall(text))

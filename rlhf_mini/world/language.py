@@ -87,11 +87,11 @@ def copied(text: str, prompt: str) -> float:
 
 def _sentences(text: str) -> list[list[str]]:
     """The words of each sentence of a `plain` text, with SLOT for each filler, the longest first."""
-    fillers, out = _fillers(), []
+    fillers, lengths, out = _fillers(), _filler_lengths(), []
     for sentence in re.split(r"[.!?\n]+", text):
         left, found = words(sentence), []
         while left:
-            longest = next((n for n in range(min(6, len(left)), 0, -1) if tuple(left[:n]) in fillers), 0)
+            longest = next((n for n in lengths.get(left[0], ()) if tuple(left[:n]) in fillers), 0)
             found.append(SLOT if longest else left[0])
             left = left[max(1, longest) :]
         if found:
@@ -118,6 +118,15 @@ def _fillers() -> frozenset[tuple[str, ...]]:
     fillers |= {*NUMBERS, *knowledge.sentiment["good"], *knowledge.sentiment["bad"]}
     fillers |= {re.sub("^(an?|some) ", "", filler) for filler in fillers}
     return frozenset(tuple(words(plain(filler))) for filler in fillers if len(filler) > 1)
+
+
+@cache
+def _filler_lengths() -> dict[str, list[int]]:
+    """How many words the fillers have that begin with a word, the longest first."""
+    lengths: dict[str, set[int]] = {}
+    for filler in _fillers():
+        lengths.setdefault(filler[0], set()).add(len(filler))
+    return {first: sorted(numbers, reverse=True) for first, numbers in lengths.items()}
 
 
 @cache

@@ -1,9 +1,9 @@
 """What people on the web think of answers: forum threads with votes.
 
-Somebody asks, several people reply, and a crowd votes. The crowd is noisy and biased, as such crowds are: it overlooks a
-fifth of the errors and more of the popular misconceptions, cheers some misdeeds, likes courtesy and dislikes length. The
-base reads such threads as text (corpus.py); the judge, from which reward models start, is trained on the order of the
-votes (judge.py), as Askell et al. 2021 (arXiv 2112.00861) pretrain preference models on Stack Exchange and Reddit.
+Somebody asks, several people reply, and a crowd votes. The crowd is noisy and biased, as such crowds are: it overlooks
+a fifth of the errors and more of the popular misconceptions, cheers some misdeeds, likes courtesy and dislikes length.
+The base reads such threads as text (corpus.py); the judge, from which reward models start, is trained on the order of
+the votes (judge.py), as Askell et al. 2021 (arXiv 2112.00861) pretrain preference models on Stack Exchange and Reddit.
 """
 
 import random
@@ -148,4 +148,3 @@ def _tone(maker: Maker) -> tuple[str, Callable[[str], str]]:
     if tone == "unfinished":
         return tone, lambda text: text.rstrip(".!?")
     return tone, lambda text: f"{before} {text} {after}".strip()
-
