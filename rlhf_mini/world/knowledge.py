@@ -63,6 +63,10 @@ class Relation:
     answers: dict[str, tuple[str, ...]]  # entity -> accepted answers; texts that are generated use the first
 
     @property
+    def key(self) -> str:
+        return f"{self.domain}/{self.name}"
+
+    @property
     def pool(self) -> tuple[str, ...]:
         """All answers of this relation. For each entity, the answers that are not accepted count as wrong."""
         return tuple(dict.fromkeys(answer for accepted in self.answers.values() for answer in accepted))

@@ -71,10 +71,10 @@ def fluency(text: str, kind: str, prompt: str) -> float:
 def copied(text: str, prompt: str) -> float:
     """The share of the words of `text` that stand in a run of RUN or more words of the prompt, in [0, 1].
 
-    In a text that is shorter than that, all of it must stand there.
+    In a text that is shorter than that, all of it must stand there; of a shorter prompt, all of it is a run.
     """
     said, asked = words(plain(text)), words(plain(prompt))
-    run = min(RUN, len(said))
+    run = min(RUN, len(said), len(asked))
     if run == 0:
         return 0.0
     runs = {tuple(asked[at : at + run]) for at in range(len(asked) - run + 1)}
@@ -116,7 +116,8 @@ def _fillers() -> frozenset[tuple[str, ...]]:
     for kind in knowledge.unknown["kinds"].values():
         fillers |= set(kind["names"])
     fillers |= {*NUMBERS, *knowledge.sentiment["good"], *knowledge.sentiment["bad"]}
-    fillers |= {re.sub("^(an?|some) ", "", filler) for filler in fillers}
+    fillers |= {f"{item}s" for item in knowledge.everything}
+    fillers = {re.sub("^(an?|some) ", "", filler) for filler in fillers}  # an article is a word of its own
     return frozenset(tuple(words(plain(filler))) for filler in fillers if len(filler) > 1)
 
 
@@ -143,6 +144,10 @@ def _known_runs() -> dict[str, frozenset[Run]]:
             "the answer is {}",
             "it is not {}",
             "it is not {} it is {}",
+            "it is not {} but {}",
+            "not {} but {}",
+            "{} not {}",
+            "a {} not a {}",
         ):
             found[kind].update(_runs(sentence.replace("{}", SLOT).split()))
     for kind in ("fact", "myth", "answer", "items", "extract"):  # the bare answer, and a bare list
@@ -171,9 +176,10 @@ def _answers(knowledge: Knowledge) -> Iterable[tuple[str, str]]:
         noun, items = knowledge.category(key)
         for number in range(1, 5):
             listed = ", ".join(items[: number - 1]) + (" and " if number > 1 else "") + items[number - 1]
-            with_article = re.sub(r"(^|, |and )(?!an? )", r"\1a ", listed)
+            without = re.sub(r"(^|, |and )(?:an?|some) ", r"\1", listed)
+            with_article = re.sub(r"(^|, |and )", r"\1a ", without)
             for form in ("{}.", f"Two {noun}: {{}}.", "Here you go: {}."):
-                yield from (("items", form.format(text)) for text in (listed, with_article))
+                yield from (("items", form.format(text)) for text in (listed, without, with_article))
     for fact in knowledge.facts.values():
         for statement in fact.relation.statements:
             yield "fact", statement.format(e=fact.entity, a=fact.accepted[0])
