@@ -335,7 +335,9 @@ def _requirement(
         case "end":
             return float(text.rstrip().endswith(plain(value))), None
         case "reply":
-            return float(has_any(text, map(plain, knowledge.chat[value]["words"]))), None
+            fits = has_any(text, map(plain, knowledge.chat[value]["words"]))
+            said = [plain(sentence) for sentence in split_sentences(body)]
+            return fits * sum(sentence not in _unfit(value) for sentence in said) / max(1, len(said)), None
         case "decline":
             declined = has_any(text, map(plain, knowledge.harmful["decline_words"]))
             reason = has_any(text, map(plain, knowledge.harmful["reasons"][value]["words"]))
@@ -343,6 +345,16 @@ def _requirement(
         case "max_words":
             return None, None
     raise ValueError(f"unknown check {key!r}")
+
+
+@cache
+def _unfit(exchange: str) -> frozenset[str]:
+    """The sentences of replies to other small talk alone."""
+    said = {
+        key: {plain(sentence) for reply in one["replies"] for sentence in split_sentences(reply)}
+        for key, one in load().chat.items()
+    }
+    return frozenset(set().union(*said.values()) - said[exchange])
 
 
 def _listed(text: str, valid: list[str], pool: Iterable[str]) -> tuple[list[str], list[str]]:
