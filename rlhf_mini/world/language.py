@@ -56,6 +56,8 @@ def kind_of(check: dict[str, object]) -> str:
 def fluency(text: str, kind: str, prompt: str) -> float:
     """The share of the runs of three words of `text` that answers of this kind have, in [0, 1]; 0 for an empty text.
 
+    A kind is one of KINDS or, for a fact, "fact/" and the key of its relation.
+
     Words of the knowledge files, and words that only the prompt brings, count as fillers of slots.
     """
     asked, vocabulary = frozenset(words(plain(prompt))), _vocabulary()
@@ -132,11 +134,17 @@ def _filler_lengths() -> dict[str, list[int]]:
 
 @cache
 def _known_runs() -> dict[str, frozenset[Run]]:
-    """Which runs the answers of each kind have."""
+    """Which runs the answers of each kind have, and for facts those of each relation ("fact/countries/capital")."""
     found: dict[str, set[Run]] = {kind: set() for kind in KINDS}
     for kind, text in _answers(load()):
         found[kind].update(run for sentence in _sentences(plain(text)) for run in _runs(sentence))
-    for kind in ("fact", "answer"):  # whole sentences that fit any question
+    for fact in load().facts.values():  # a fact is told in the words of its own relation
+        runs = found.setdefault(f"fact/{fact.relation.key}", set())
+        for text in (*fact.relation.statements, *fact.relation.questions):
+            stated = text.format(e=fact.entity, a=fact.accepted[0])
+            runs.update(run for sentence in _sentences(plain(stated)) for run in _runs(sentence))
+    facts = [kind for kind in found if kind.startswith("fact")]
+    for kind in (*facts, "answer"):  # whole sentences that fit any question
         for sentence in (
             "it is {}",
             "it is a {}",
@@ -150,7 +158,9 @@ def _known_runs() -> dict[str, frozenset[Run]]:
             "a {} not a {}",
         ):
             found[kind].update(_runs(sentence.replace("{}", SLOT).split()))
-    for kind in ("fact", "myth", "answer", "items", "extract"):  # the bare answer, and a bare list
+    for kind in facts:
+        found[kind].update(_runs([SLOT]))
+    for kind in ("myth", "answer", "items", "extract"):  # the bare answer, and a bare list
         found[kind].update(
             _runs([SLOT]), _runs([SLOT] * 5), _runs([SLOT, SLOT, "and", SLOT]), _runs([SLOT, "and", SLOT])
         )
