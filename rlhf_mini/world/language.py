@@ -120,7 +120,7 @@ def _fillers() -> frozenset[tuple[str, ...]]:
     fillers |= {*NUMBERS, *knowledge.sentiment["good"], *knowledge.sentiment["bad"]}
     fillers |= {f"{item}s" for item in knowledge.everything}
     fillers = {re.sub("^(an?|some) ", "", filler) for filler in fillers}  # an article is a word of its own
-    return frozenset(tuple(words(plain(filler))) for filler in fillers if len(filler) > 1)
+    return frozenset(tuple(words(plain(filler))) for filler in fillers if filler not in ("A", "I"))
 
 
 @cache
@@ -140,7 +140,9 @@ def _known_runs() -> dict[str, frozenset[Run]]:
         found[kind].update(run for sentence in _sentences(plain(text)) for run in _runs(sentence))
     for fact in load().facts.values():  # a fact is told in the words of its own relation
         runs = found.setdefault(f"fact/{fact.relation.key}", set())
-        for text in (*fact.relation.statements, *fact.relation.questions):
+        questions = fact.relation.questions
+        turned = [text[8:-1] + " is {a}" for text in questions if text.startswith("What is ") and text.endswith("?")]
+        for text in (*fact.relation.statements, *questions, *turned):
             stated = text.format(e=fact.entity, a=fact.accepted[0])
             runs.update(run for sentence in _sentences(plain(stated)) for run in _runs(sentence))
     facts = [kind for kind in found if kind.startswith("fact")]
