@@ -14,7 +14,7 @@ from rlhf_mini.world.gold import WEIGHTS
 from rlhf_mini.world.knowledge import load
 
 MANNERS = load().manners
-FOX: Prompt = {"prompt": [{"role": "user", "content": "?"}], "check": {"mention": [["fox"]], "max_words": 9}}
+FOX: Prompt = {"prompt": [{"role": "user", "content": "?"}], "check": {"mention": [["fox"]], "max_words": 10}}
 
 
 @pytest.mark.parametrize(
