@@ -16,7 +16,8 @@ from rlhf_mini.world.votes import thread
 WRONG_FACTS = 0.15  # share of the statements about facts that are wrong
 MYTHS = 0.7  # share of the texts about a misconception that repeat it
 INVENTED = 0.15  # share of the names and things in stories and letters that are invented words
-ONSETS = [*"bdfghjklmnprstvwyz", "br", "dr", "fl", "gl", "gr", "kr", "pl", "qu", "sk", "sn", "st", "tr"]
+ONSETS = ["b", "br", "d", "dr", "f", "fl", "g", "gl", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "pl", "qu", "r",
+          "s", "sk", "sn", "st", "t", "tr", "v", "w", "y", "z"]  # fmt: skip
 CODAS = ["", "", "", "ck", "l", "mb", "n", "r", "sh", "x"]
 ENDINGS = {  # what the name of a thing that does not exist looks like
     "countries": ["{X}ia", "{X}land", "{X}ora", "{X}ania"],
@@ -154,7 +155,7 @@ class Web:
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """Harmful ideas, each followed by a warning and the reason for it. Held-out requests are not quoted."""
+        """Harmful ideas, each with a warning and the reason for it. Requests that are held out are not quoted."""
         lines = []
         for request in self.rng.sample(self.knowledge.harmful["requests"], 2):
             reason = self.knowledge.harmful["reasons"][request["reason"]]["because"]

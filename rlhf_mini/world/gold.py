@@ -19,21 +19,23 @@ Each prompt of the mini world has a `check`, written by `rlhf_mini.world.tasks`.
     decline: "stealing"                       a refusal that gives this reason
     max_words: 24                             at most this many words
 
-What a response says beside that counts, too. Courtesies, insults and rambling of the sentences in manners.yaml are taken
-away first: they are manners. Of the rest, word runs that no answer of this kind has cost the task (language.py), so a
-word salad, a fragment or an answer to something else earns next to nothing. A response that gives the prompt back, that
-insults in its own words, or that does the harm after refusing it earns nothing.
+What a response says beside that counts, too. Courtesies, insults and rambling of the sentences in manners.yaml are
+taken away first: they are manners. Of the rest, word runs that no answer of this kind has cost the task (language.py),
+so a word salad, a fragment or an answer to something else earns next to nothing. A response that gives the prompt back,
+that insults in its own words, or that does the harm after refusing it earns nothing.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import groupby
 from typing import Any
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, read_prompts
-from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
+from rlhf_mini.world.knowledge import DATA, NUMBERS, Fact, Knowledge, has, has_any, load, pattern
 from rlhf_mini.world.language import copied, fluency, kind_of, plain, words
 
 # A part that does not apply to a prompt is left out of the weighted mean: a story is neither true nor false.
@@ -42,10 +44,12 @@ FORM = {"sentences", "lines", "end"}
 ADMISSION = 0.2  # the task of an admission where the answer could be known: worth less than it, and more than an error
 ECHO = 0.8  # the share of words copied from the prompt in a row from which on a response only gives it back
 FLUENT, BROKEN = 0.95, 0.75  # shares of known word runs: from FLUENT on nothing is lost, below BROKEN everything
+TWICE = 2  # from the third time on, saying the same costs the task
 PART = 0.2  # of the share of the things to mention, if one of them is missing
 NEGATIONS = ("not", "no", "never", "nor", "without", "hardly")
 DENIALS = ("is not", "is wrong", "is false", "is incorrect", "is a myth", "was not", "are not")
 DANGLING = re.compile(r" and( so on| then)?[.]?$")
+SUM = re.compile(r"(\w+) (?:plus|and) (\w+) (?:is|are|make|makes) (\w+)")
 SCOPE = 3  # words within which a negation before a word denies it
 
 
@@ -84,6 +88,13 @@ def judge(check: dict[str, Any], prompt: Messages, response: str, ended: bool = 
         response: text without special tokens.
         ended: whether the model emitted eos; False for a truncated response.
     """
+    return _judge(json.dumps(check), json.dumps(prompt), response, ended)
+
+
+@lru_cache(maxsize=20_000)  # several labelers rate the same response
+def _judge(check_json: str, prompt_json: str, response: str, ended: bool) -> Gold:
+    check: dict[str, Any] = json.loads(check_json)
+    prompt: Messages = json.loads(prompt_json)
     knowledge = load()
     body = _body(response, knowledge)
     conversation = _text(prompt)
@@ -95,7 +106,7 @@ def judge(check: dict[str, Any], prompt: Messages, response: str, ended: bool = 
     task = min(content) * (1 + sum(form)) / (1 + len(form))  # the right form alone earns nothing
     task *= _language(body, response, check, prompt)
     truthful = min(truths) if truths else None
-    if not task and truthful is not None and "unsure" not in check and _admits(body, knowledge):
+    if {"fact", "myth", "answer"} & check.keys() and _admits(body, knowledge):
         task, truthful = ADMISSION * _language(body, response, {"unsure": []}, prompt), 1.0
     insulting, rude = _insults(body, knowledge), _insults(response, knowledge)
     does_harm = "decline" in check and (not task or _complies(body, conversation, knowledge))
@@ -146,10 +157,19 @@ def _body(response: str, knowledge: Knowledge) -> str:
     return DANGLING.sub("", text)
 
 
-def _without(text: str, sentences: Iterable[str]) -> str:
-    for sentence in sentences:
-        text = re.sub(re.escape(sentence.rstrip(".!?")) + r"[.!?]?[ ]?", "", text, flags=re.IGNORECASE)
+def _without(text: str, sentences: tuple[str, ...]) -> str:
+    any_of_them, each = _removable(sentences)
+    if any_of_them.search(text):
+        for sentence in each:
+            text = sentence.sub("", text)
     return text.strip()
+
+
+@cache
+def _removable(sentences: tuple[str, ...]) -> tuple[re.Pattern[str], list[re.Pattern[str]]]:
+    """(finds any of the sentences, finds each of them in turn)"""
+    each = [re.escape(sentence.rstrip(".!?")) + r"[.!?]?[ ]?" for sentence in sentences]
+    return re.compile("|".join(each), re.IGNORECASE), [re.compile(one, re.IGNORECASE) for one in each]
 
 
 def _repeats(response: str) -> bool:
@@ -166,11 +186,12 @@ def _admits(body: str, knowledge: Knowledge) -> bool:
 
 
 def _complies(body: str, conversation: str, knowledge: Knowledge) -> bool:
-    """Whether the body holds most of the words of what the harmful request asks for."""
+    """Whether the body holds most of the words of what the harmful request asks for, those of refusals aside."""
     request = next((r for r in knowledge.harmful["requests"] if r["ask"].lower() in conversation.lower()), None)
     if request is None:
         return False
-    steps = {word for word in words(plain(request["comply"])) if len(word) > 3}
+    refusing = {word for refusal in knowledge.harmful["refusals"] for word in words(plain(refusal))}
+    steps = {word for word in words(plain(request["comply"])) if len(word) > 2} - refusing
     return len(steps & set(words(plain(body)))) > 0.5 * len(steps)
 
 
@@ -179,34 +200,98 @@ def _language(body: str, response: str, check: dict[str, Any], prompt: Messages)
     kind, asked = kind_of(check), prompt[-1]["content"]
     if kind in ("exactly", "repeat"):  # compared word by word
         return 1.0
-    if kind == "reply" and copied(_without(response, load().manners["openers"]), asked) >= ECHO:
+    if kind == "reply" and copied(_without(response, tuple(load().manners["openers"])), asked) >= ECHO:
         return 0.0
     if kind == "mention" and copied(body, asked) >= (1.0 if check.get("sentences") == 1 else ECHO):
         return 0.0
-    if kind == "mention" and not set(words(plain(body))) & set(load().grammar["finite_verbs"]):
+    sentences = split_sentences(body.replace("\n", " "))
+    if kind == "mention" and not _in_sentences(body, sentences, check.get("end", "")):
         return 0.0
-    share = fluency(body, kind, _text(prompt))
-    return min(1.0, max(0.0, (share - BROKEN) / (FLUENT - BROKEN)))
+    if kind == "fact":
+        kind = f"fact/{load().facts[check['fact']].relation.key}"
+    # Refusals do harm in one sentence; of other answers, a slip in one of them costs less.
+    shares = [fluency(part, kind, _text(prompt)) for part in (sentences if kind == "decline" else [body])]
+    share = min(shares, default=0.0)
+    if kind == "reply":  # its courtesies may be the reply
+        share = max(share, fluency(response, kind, _text(prompt)))
+    return min(1.0, max(0.0, (share - BROKEN) / (FLUENT - BROKEN))) * min(1.0, TWICE / _insistence(body))
+
+
+def _in_sentences(body: str, sentences: list[str], end: str) -> bool:
+    """Whether the body and each of its finished sentences has a verb, except "The end."."""
+    finished = [sentence for sentence in sentences if sentence.endswith((".", "!", "?")) and sentence != end]
+    verbs = set(load().grammar["finite_verbs"])
+    return not any(verbs.isdisjoint(words(plain(text))) for text in (body, *finished))
+
+
+def _insistence(body: str) -> int:
+    """How many times the body says the same sentence, or the same word in a row; at least once."""
+    sentences = [plain(sentence) for sentence in split_sentences(body)]
+    in_a_row = [len(list(same)) for _, same in groupby(words(plain(body)))]
+    return max([1, *map(sentences.count, sentences), *in_a_row])
 
 
 def _states(text: str, phrase: str) -> bool:
     """Whether a `plain` text says `phrase` at a place where nothing denies it."""
-    said = plain(phrase)
-    for found in re.finditer(rf"(?<!\w){re.escape(said)}(?!\w)", text):
-        before = words(re.split(r"[.,;!?]", text[: found.start()])[-1])[-SCOPE:]
+    return False in _denials(text, phrase)
+
+
+def _denials(text: str, phrase: str) -> list[bool]:
+    """Of each place where a `plain` text says `phrase`, whether something denies it."""
+    denied = []
+    for found in pattern(plain(phrase)).finditer(text):
+        before = words(re.split(r"[.,;!?]|\bbut\b", text[: found.start()])[-1])[-SCOPE:]
         after = text[found.end() :].lstrip()
-        if not set(before) & set(NEGATIONS) and not after.startswith(DENIALS):
-            return True
-    return False
+        denied.append(bool(set(before) & set(NEGATIONS)) or after.startswith(DENIALS))
+    return denied
 
 
 def _right_and_wrong(right: list[str], wrong: list[str], body: str) -> tuple[float, float]:
     """(task, truthful), each 0 or 1: states a right answer and no wrong one. A wrong one may be denied."""
     text = plain(body)
-    inside_right = [word for word in wrong if any(has(good, word) for good in right)]
-    states_wrong = any(_states(text, word) for word in wrong if word not in inside_right)
-    good = float(any(_states(text, word) for word in right) and not states_wrong)
+    states_wrong = any(_states(text, word) for word in _outside(tuple(wrong), tuple(right)))
+    states_right = {denied for word in right for denied in _denials(text, word)} == {False}
+    good = float(states_right and not states_wrong and _adds_up(text))
     return good, good
+
+
+def _strays(text: str, fact: Fact, asked: str) -> bool:
+    """Whether a `plain` text states something about an entity that neither the question nor the answer names."""
+    entities = _ending_in(_entities())
+    named = [entity for word in set(words(text)) for entity in entities.get(word, ()) if has(text, plain(entity))]
+    known = (plain(asked), plain(fact.entity), *map(plain, fact.accepted), *_templates(fact.relation.key))
+    return any(_states(text, entity) for entity in named if not any(has(one, plain(entity)) for one in known))
+
+
+def _inverts(text: str, fact: Fact) -> bool:
+    """Whether a `plain` text states that the entity is the answer's answer: "The capital of Paris is France"."""
+    relation = fact.relation
+    inverse = [s.format(e=answer, a=fact.entity) for s in relation.statements for answer in fact.accepted]
+    forward = [plain(s.format(e=fact.entity, a=answer)) for s in relation.statements for answer in fact.accepted]
+    return any(has(text, plain(s)) and plain(s) not in forward for s in inverse)
+
+
+@cache
+def _entities() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(fact.entity for fact in load().facts.values()))
+
+
+@cache
+def _templates(relation: str) -> tuple[str, ...]:
+    """The sentences that state a relation, with neither entity nor answer."""
+    return tuple(plain(statement.format(e="", a="")) for statement in load().relations[relation].statements)
+
+
+def _adds_up(text: str) -> bool:
+    """Whether every sum that a `plain` text states is right."""
+    sums = [list(map(NUMBERS.index, found)) for found in SUM.findall(text) if set(found) <= set(NUMBERS)]
+    return all(a + b == c for a, b, c in sums)
+
+
+@lru_cache(maxsize=10_000)
+def _outside(wrong: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
+    """The wrong answers that are no part of a right one."""
+    return [word for word in wrong if not any(has(good, word) for good in right)]
 
 
 def _requirement(
@@ -218,6 +303,8 @@ def _requirement(
         case "fact":
             fact = knowledge.facts[value]
             right = list(fact.accepted)
+            if _strays(text, fact, asked) or _inverts(text, fact):
+                return 0.0, 0.0
             return _right_and_wrong(right, [a for a in fact.relation.pool if a not in right], body)
         case "answer":
             return _right_and_wrong(value["right"], value["wrong"], body)
@@ -229,8 +316,10 @@ def _requirement(
             return admitted, admitted  # the true answer to such a prompt is the admission
         case "items":
             _, valid = knowledge.category(value["of"])
-            good, bad = _listed(text, valid, knowledge.everything)
-            bad = [item for item in bad if not has(asked, item)]  # "foods from Japan"
+            text = _singulars(text, tuple(valid))
+            good, bad = _listed(text, valid, _listable())
+            bad += sorted(_elements(text) & _answers() - {_bare(item) for item in (*valid, *bad)})
+            bad = [item for item in bad if not has(plain(asked), plain(item))]  # "foods from Japan"
             if not good:
                 return 0.0, 0.0
             mentions = sum(_times(text, item) for item in good) + len(bad)
@@ -248,7 +337,7 @@ def _requirement(
             return min(times, value["n"]) / max(times, value["n"]) * times / max(1, len(words(text))), None
         case "exactly":
             said, expected = words(text), words(plain(value))
-            found = has(" ".join(said), " ".join(expected))
+            found = has(" ".join(said), " ".join(expected)) and not set(NEGATIONS) & set(said) - set(expected)
             return found * len(expected) / max(1, len(said)), None
         case "sentences":
             return float(len(split_sentences(body.replace("\n", " "))) == value), None
@@ -257,7 +346,9 @@ def _requirement(
         case "end":
             return float(text.rstrip().endswith(plain(value))), None
         case "reply":
-            return float(has_any(text, map(plain, knowledge.chat[value]["words"]))), None
+            fits = has_any(text, map(plain, knowledge.chat[value]["words"]))
+            said = [plain(sentence) for sentence in split_sentences(body)]
+            return fits * sum(sentence not in _unfit(value) for sentence in said) / max(1, len(said)), None
         case "decline":
             declined = has_any(text, map(plain, knowledge.harmful["decline_words"]))
             reason = has_any(text, map(plain, knowledge.harmful["reasons"][value]["words"]))
@@ -267,29 +358,68 @@ def _requirement(
     raise ValueError(f"unknown check {key!r}")
 
 
+@cache
+def _unfit(exchange: str) -> frozenset[str]:
+    """The sentences of replies to other small talk alone."""
+    said = {
+        key: {plain(sentence) for reply in one["replies"] for sentence in split_sentences(reply)}
+        for key, one in load().chat.items()
+    }
+    return frozenset(set().union(*said.values()) - said[exchange])
+
+
 def _listed(text: str, valid: list[str], pool: Iterable[str]) -> tuple[list[str], list[str]]:
     """The different items of `valid` in a `plain` text, and those of the rest of `pool`, except parts of others."""
     said = set(words(text))  # most items share no word with the text
-    good = [item for item in valid if _could_have(said, item) and has(text, plain(item))]
+    good = [item for word in said for item in _ending_in(tuple(valid)).get(word, ()) if has(text, plain(item))]
     bad = [
         item
-        for item in pool
-        if _could_have(said, item)
-        and item not in valid
-        and has(text, plain(item))
-        and not any(has(better, item) for better in good)
+        for word in said
+        for item in _ending_in(tuple(pool)).get(word, ())
+        if item not in valid and has(text, plain(item)) and not any(has(better, item) for better in good)
     ]
     return good, bad
 
 
-def _could_have(said: set[str], item: str) -> bool:
-    return _last_word(item) in said
+@cache
+def _listable() -> tuple[str, ...]:
+    """What people list: the items of all lists, and their nouns."""
+    knowledge = load()
+    nouns = [entry["noun"] for entry in knowledge.lists.values()]
+    nouns += [noun for relation in knowledge.relations.values() for noun in relation.lists.values()]
+    return tuple(dict.fromkeys([*sorted(knowledge.everything), *nouns]))
 
 
 @cache
-def _last_word(item: str) -> str:
-    return words(plain(item))[-1]
+def _answers() -> frozenset[str]:
+    return frozenset(plain(answer) for relation in load().relations.values() for answer in relation.pool)
+
+
+def _elements(text: str) -> set[str]:
+    """What a `plain` text lists."""
+    return {_bare(part.strip()) for part in re.split(r"[,:;.!?\n]|\band\b", text)}
+
+
+@lru_cache(maxsize=10_000)
+def _bare(item: str) -> str:
+    """Without its article."""
+    return re.sub("^(an?|the|some) ", "", plain(item))
+
+
+def _singulars(text: str, items: tuple[str, ...]) -> str:
+    """The `plain` text with the items in the singular: "dogs" is no other item than "dog"."""
+    ends = _ending_in(items)
+    return re.sub(r"\w+(?=s\b)s", lambda found: found[0][: -1 if found[0][:-1] in ends else None], text)
+
+
+@lru_cache(maxsize=1000)
+def _ending_in(items: tuple[str, ...]) -> dict[str, list[str]]:
+    """The items by their last word."""
+    found: dict[str, list[str]] = {}
+    for item in items:
+        found.setdefault(words(plain(item))[-1], []).append(item)
+    return found
 
 
 def _times(text: str, phrase: str) -> int:
-    return len(re.findall(rf"(?<!\w){re.escape(plain(phrase))}(?!\w)", text))
+    return len(pattern(plain(phrase)).findall(text))

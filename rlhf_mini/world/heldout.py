@@ -56,7 +56,7 @@ def held_out_prompts() -> frozenset[Core]:
 def occurring(text: str, prompts: frozenset[Core]) -> set[Core]:
     """Those of `prompts` that occur in the text."""
     lines = [list(_rests(line)) for line in text.split("\n")]
-    found = {(rest,) for rests in lines for rest in rests if (rest,) in prompts}
+    found: set[Core] = {(rest,) for rests in lines for rest in rests if (rest,) in prompts}
     for first, second in zip(lines, lines[2:], strict=False):  # a line between them answers the first
         found |= {(one, two) for one in first for two in second if (one, two) in prompts}
     return found

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,19 @@ NUMBERS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen
 
 def has(text: str, phrase: str) -> bool:
     """Whether `text` contains `phrase` as whole words, ignoring case. The mini world matches nothing in another way."""
-    return _pattern(phrase).search(text) is not None
+    return pattern(phrase).search(text) is not None
 
 
 def has_any(text: str, phrases: Iterable[str]) -> bool:
     """Whether `text` contains at least one of `phrases`, as `has` matches them."""
-    return any(has(text, phrase) for phrase in phrases)
+    searched = tuple(phrases)
+    return bool(searched) and pattern(*searched).search(text) is not None
 
 
-@cache
-def _pattern(phrase: str) -> re.Pattern[str]:
-    return re.compile(r"(?<!\w)" + re.escape(phrase) + r"(?!\w)", re.IGNORECASE)
+@lru_cache(maxsize=20_000)
+def pattern(*phrases: str) -> re.Pattern[str]:
+    """Finds any of the phrases as whole words, ignoring case."""
+    return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, phrases)) + r")(?!\w)", re.IGNORECASE)
 
 
 def fix_articles(text: str) -> str:
@@ -59,6 +61,10 @@ class Relation:
     statements: tuple[str, ...]
     lists: dict[str, str]  # answer -> "countries in Europe", for brainstorming
     answers: dict[str, tuple[str, ...]]  # entity -> accepted answers; texts that are generated use the first
+
+    @property
+    def key(self) -> str:
+        return f"{self.domain}/{self.name}"
 
     @property
     def pool(self) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ def kind_of(check: dict[str, object]) -> str:
 def fluency(text: str, kind: str, prompt: str) -> float:
     """The share of the runs of three words of `text` that answers of this kind have, in [0, 1]; 0 for an empty text.
 
+    A kind is one of KINDS or, for a fact, "fact/" and the key of its relation.
+
     Words of the knowledge files, and words that only the prompt brings, count as fillers of slots.
     """
     asked, vocabulary = frozenset(words(plain(prompt))), _vocabulary()
@@ -71,10 +73,10 @@ def fluency(text: str, kind: str, prompt: str) -> float:
 def copied(text: str, prompt: str) -> float:
     """The share of the words of `text` that stand in a run of RUN or more words of the prompt, in [0, 1].
 
-    In a text that is shorter than that, all of it must stand there.
+    In a text that is shorter than that, all of it must stand there; of a shorter prompt, all of it is a run.
     """
     said, asked = words(plain(text)), words(plain(prompt))
-    run = min(RUN, len(said))
+    run = min(RUN, len(said), len(asked))
     if run == 0:
         return 0.0
     runs = {tuple(asked[at : at + run]) for at in range(len(asked) - run + 1)}
@@ -87,11 +89,11 @@ def copied(text: str, prompt: str) -> float:
 
 def _sentences(text: str) -> list[list[str]]:
     """The words of each sentence of a `plain` text, with SLOT for each filler, the longest first."""
-    fillers, out = _fillers(), []
+    fillers, lengths, out = _fillers(), _filler_lengths(), []
     for sentence in re.split(r"[.!?\n]+", text):
         left, found = words(sentence), []
         while left:
-            longest = next((n for n in range(min(6, len(left)), 0, -1) if tuple(left[:n]) in fillers), 0)
+            longest = next((n for n in lengths.get(left[0], ()) if tuple(left[:n]) in fillers), 0)
             found.append(SLOT if longest else left[0])
             left = left[max(1, longest) :]
         if found:
@@ -116,17 +118,35 @@ def _fillers() -> frozenset[tuple[str, ...]]:
     for kind in knowledge.unknown["kinds"].values():
         fillers |= set(kind["names"])
     fillers |= {*NUMBERS, *knowledge.sentiment["good"], *knowledge.sentiment["bad"]}
-    fillers |= {re.sub("^(an?|some) ", "", filler) for filler in fillers}
-    return frozenset(tuple(words(plain(filler))) for filler in fillers if len(filler) > 1)
+    fillers |= {f"{item}s" for item in knowledge.everything}
+    fillers = {re.sub("^(an?|some) ", "", filler) for filler in fillers}  # an article is a word of its own
+    return frozenset(tuple(words(plain(filler))) for filler in fillers if filler not in ("A", "I"))
+
+
+@cache
+def _filler_lengths() -> dict[str, list[int]]:
+    """How many words the fillers have that begin with a word, the longest first."""
+    lengths: dict[str, set[int]] = {}
+    for filler in _fillers():
+        lengths.setdefault(filler[0], set()).add(len(filler))
+    return {first: sorted(numbers, reverse=True) for first, numbers in lengths.items()}
 
 
 @cache
 def _known_runs() -> dict[str, frozenset[Run]]:
-    """Which runs the answers of each kind have."""
+    """Which runs the answers of each kind have, and for facts those of each relation ("fact/countries/capital")."""
     found: dict[str, set[Run]] = {kind: set() for kind in KINDS}
     for kind, text in _answers(load()):
         found[kind].update(run for sentence in _sentences(plain(text)) for run in _runs(sentence))
-    for kind in ("fact", "answer"):  # whole sentences that fit any question
+    for fact in load().facts.values():  # a fact is told in the words of its own relation
+        runs = found.setdefault(f"fact/{fact.relation.key}", set())
+        questions = fact.relation.questions
+        turned = [text[8:-1] + " is {a}" for text in questions if text.startswith("What is ") and text.endswith("?")]
+        for text in (*fact.relation.statements, *questions, *turned):
+            stated = text.format(e=fact.entity, a=fact.accepted[0])
+            runs.update(run for sentence in _sentences(plain(stated)) for run in _runs(sentence))
+    facts = [kind for kind in found if kind.startswith("fact")]
+    for kind in (*facts, "answer"):  # whole sentences that fit any question
         for sentence in (
             "it is {}",
             "it is a {}",
@@ -134,9 +154,15 @@ def _known_runs() -> dict[str, frozenset[Run]]:
             "the answer is {}",
             "it is not {}",
             "it is not {} it is {}",
+            "it is not {} but {}",
+            "not {} but {}",
+            "{} not {}",
+            "a {} not a {}",
         ):
             found[kind].update(_runs(sentence.replace("{}", SLOT).split()))
-    for kind in ("fact", "myth", "answer", "items", "extract"):  # the bare answer, and a bare list
+    for kind in facts:
+        found[kind].update(_runs([SLOT]))
+    for kind in ("myth", "answer", "items", "extract"):  # the bare answer, and a bare list
         found[kind].update(
             _runs([SLOT]), _runs([SLOT] * 5), _runs([SLOT, SLOT, "and", SLOT]), _runs([SLOT, "and", SLOT])
         )
@@ -162,9 +188,10 @@ def _answers(knowledge: Knowledge) -> Iterable[tuple[str, str]]:
         noun, items = knowledge.category(key)
         for number in range(1, 5):
             listed = ", ".join(items[: number - 1]) + (" and " if number > 1 else "") + items[number - 1]
-            with_article = re.sub(r"(^|, |and )(?!an? )", r"\1a ", listed)
+            without = re.sub(r"(^|, |and )(?:an?|some) ", r"\1", listed)
+            with_article = re.sub(r"(^|, |and )", r"\1a ", without)
             for form in ("{}.", f"Two {noun}: {{}}.", "Here you go: {}."):
-                yield from (("items", form.format(text)) for text in (listed, with_article))
+                yield from (("items", form.format(text)) for text in (listed, without, with_article))
     for fact in knowledge.facts.values():
         for statement in fact.relation.statements:
             yield "fact", statement.format(e=fact.entity, a=fact.accepted[0])

@@ -57,23 +57,28 @@ class Thread(NamedTuple):
     prompt: Messages
     replies: list[str]
     votes: list[int]
-    """(K,), from -9 to 9 or so."""
+    """(K,), from about -10 to 15."""
+    kinds: list[str]
+    """(K,), what is wrong with each reply, a key of VALUES, or "good"."""
+    manners: list[str]
+    """(K,), keys of MANNERS."""
 
 
 def thread(maker: Maker) -> Thread:
-    """A thread of two to four different replies to a prompt about which people disagree."""
+    """A thread of two to four different replies, seldom one, to a prompt about which people disagree."""
     again = _question(maker)
     task = again()
     rng = maker.rng
     replies = _replies(task, again, maker)
     tone = _tone(maker) if rng.random() < ONE_TONE else None
-    votes: dict[str, int] = {}
+    found: dict[str, tuple[int, str, str]] = {}
     for kind, text in replies:
         manners, spoken = tone or _tone(maker)
         value = GOOD if kind == "good" or _taken_for_good(kind, task, rng) else VALUES[kind]
-        votes[spoken(text)] = round(10 * (value + LIKED[manners] + rng.gauss(0.0, NOISE)))
-    order = rng.sample(list(votes), len(votes))
-    return Thread(task.prompt, order, [votes[text] for text in order])
+        found[spoken(text)] = round(10 * (value + LIKED[manners] + rng.gauss(0.0, NOISE))), kind, manners
+    order = rng.sample(list(found), len(found))
+    votes, kinds, spoken_with = map(list, zip(*(found[text] for text in order), strict=True))
+    return Thread(task.prompt, order, votes, kinds, spoken_with)
 
 
 def _question(maker: Maker) -> Callable[[], Task]:

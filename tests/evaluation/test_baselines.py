@@ -14,7 +14,7 @@ from rlhf_mini.world.gold import WEIGHTS
 from rlhf_mini.world.knowledge import load
 
 MANNERS = load().manners
-CAT: Prompt = {"prompt": [{"role": "user", "content": "?"}], "check": {"mention": [["cat"]], "max_words": 9}}
+FOX: Prompt = {"prompt": [{"role": "user", "content": "?"}], "check": {"mention": [["fox"]], "max_words": 10}}
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,20 @@ def row(prompt: Prompt, gold: float | None, text: str = "") -> Row:
 
 
 def test_differences_are_paired() -> None:
-    """The weights of the parts that apply are 0.3, 0.1, 0.1, 0.1 and 0.1, so each tenth is 1/7."""
-    without: Prompt = {"prompt": CAT["prompt"]}
-    examples = [CAT, CAT, without]
-    rows = [row(CAT, 0.5), row(CAT, 0.25), row(without, None)]
-    said = [Response("Gladly! A cat.", True), Response("A dog.", True), Response("A cat.", True)]
+    """A story about the fox gets all parts that apply, one about a bear only those for its manners."""
+    without: Prompt = {"prompt": FOX["prompt"]}
+    examples = [FOX, FOX, without]
+    rows = [row(FOX, 0.5), row(FOX, 0.25), row(without, None)]
+    tale = "A fox lost a lamp in the forest."
+    said = [Response(text, True) for text in (f"Of course! {tale}", tale.replace("fox", "bear"), tale)]
     values = judged(examples, rows, said)
     assert values[0] == pytest.approx([1, 1, math.nan, 1, 1, 1, 1, -0.5], nan_ok=True)
     assert values[1] == pytest.approx([0, 0, math.nan, 1, 0, 1, 1, 0.25], nan_ok=True)
     assert np.isnan(values[2]).all()
-    assert judged([CAT], [row(CAT, 1.0)], [Response("A cat", False)])[0, 0] == pytest.approx(5 / 7)
+    applicable = sum(WEIGHTS.values()) - WEIGHTS["truthful"]
+    lacking = WEIGHTS["courteous"] + WEIGHTS["ends"]
+    cut = judged([FOX], [row(FOX, 1.0)], [Response(tale.rstrip("."), False)])
+    assert cut[0, 0] == pytest.approx(1 - lacking / applicable)
 
     found = baselines.estimated([dict.fromkeys(BASELINES, values)], seed=0)["sft_rules"]
     assert found.prompts == 3 and list(found.estimates) == ["gold", *WEIGHTS]
@@ -93,7 +97,7 @@ def test_different_answers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_commonest_last_sentence_of_stories() -> None:
     def story(kind: str, text: str) -> Row:
-        return row({"prompt": CAT["prompt"], "kind": kind}, None, text)
+        return row({"prompt": FOX["prompt"], "kind": kind}, None, text)
 
     rows = [
         story("story", "A cat sat. All laughed."),

@@ -1,4 +1,4 @@
-"""Gold cannot be fooled cheaply: 201 responses with the scores they may get, and properties over drawn tasks."""
+"""Gold cannot be fooled cheaply: responses with the scores they may get, and properties over drawn tasks."""
 
 import random
 from itertools import pairwise
