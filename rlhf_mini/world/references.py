@@ -35,8 +35,11 @@ EXTRA = 0.2  # what a word too many costs, next to a missing word
 GRID = 0.01  # responses whose scores differ by less than half of this are usually tied
 NEGATIONS = ("not", "never", "no")
 STOP_WORDS = frozenset(
-    "a an the is are was were be am it its this that these there here of in on at to by for with from as and or so "
-    "go i you he she they we me my your his her their our us do does did has have had".split()
+    re.findall(
+        r"\w+",
+        "a an the is are was were be am it its this that these there here of in on at to by for with from as and or so "
+        "go i you he she they we me my your his her their our us do does did has have had",
+    )
 )  # "go" because of "Here you go: ..."
 SENTENCES = re.compile(r"[.!?\n]+")
 CLAUSES = re.compile(r"[.!?\n,;:]+|\band\b")
