@@ -95,6 +95,8 @@ class Prompt(TypedDict):
     kind: NotRequired[SkipValidation[str]]
     novel: NotRequired[SkipValidation[str]]
     check: NotRequired[SkipValidation[dict[str, Any]]]
+    references: NotRequired[SkipValidation[list[str]]]
+    mistakes: NotRequired[SkipValidation[list[str]]]
 
 
 class Demonstration(Prompt):

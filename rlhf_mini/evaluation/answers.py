@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 STAGES = ("base", "sft", "ppo")
 GOLD = "gold"  # the name of the judge that is the gold score itself
+REFERENCES = "references"  # and of the one that compares with reference answers; all others are labelers
 # By their names in evaluate.json, those that people see.
-JUDGES = {"gold": "gold score", "heldout": "held-out labelers", "rm": "reward model"}
+JUDGES = {"gold": "gold score", "references": "reference answers", "heldout": "held-out labelers", "rm": "reward model"}
 PAIRS = {"sft/base": "SFT over base", "ppo/sft": "PPO over SFT", "ppo/base": "PPO over base"}
 
 
@@ -36,6 +37,8 @@ class Answer:
     """log p(response) under this stage minus that under SFT, in nats; None for the base."""
     ranks: dict[str, int | None]
     """By judge, among the stages' answers to this prompt, 1 = best, equal = tied; None if the judge cannot judge it."""
+    reference_score: float | None = None
+    """Likeness to the prompt's references, in [0, 1]; None for a prompt without any."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Row:
     """A prompt and what each stage answered."""
 
     example: Prompt
-    """Without its check."""
+    """Without its check, references and mistakes."""
     answers: dict[str, Answer]
     """By stage."""
 

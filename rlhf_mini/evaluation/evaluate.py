@@ -3,8 +3,9 @@
     python -m rlhf_mini.evaluation.evaluate                                # runs/default
     python -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2       # and over seeds: runs/evaluate.json
 
-It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by three judges (gold,
-the held-out labelers, the run's own reward model), length-controlled win rates, Bradley-Terry ratings over all pairs,
+It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by four judges (gold,
+one that compares with reference answers, the held-out labelers, the run's own reward model), length-controlled win
+rates, Bradley-Terry ratings over all pairs,
 probes (truth, invention, harm, tone, and what the stages forgot of the base), baselines (the gold that cheaper things
 than PPO reach) and diversity. The reward model also orders pairs with the same manners and different content. Judges
 never learn which stage wrote what they judge.
@@ -209,6 +210,7 @@ def pooled(measured: dict[str, Measured], examples: Sequence[Prompt], options: E
         },
         win_rates=pairs.win_rates(rows, runs, seed),
         length_controlled=pairs.length_controlled_win_rates(rows, runs, seed),
+        references_with_gold=pairs.references_with_gold(rows, runs, seed),
         use_cases=by_group(groups, "use_case/"),
         novel=by_group(groups, "novel/"),
         probes=probed([one.probes for one in each], seed),
@@ -308,6 +310,9 @@ def show(evaluation: Evaluation) -> None:
     console.print()
     if isinstance(evaluation, PooledEvaluation):
         console.print(wins_table(evaluation))
+        if evaluation.references_with_gold:
+            correlation, span = cells(evaluation.references_with_gold)
+            console.print(f"Scores by reference answers and by gold correlate at {correlation} ({span})\n")
         console.print(ratings_table(evaluation))
         console.print(baselines_table(evaluation))
         console.print(diversity_table(evaluation))
@@ -325,10 +330,10 @@ def wins_table(evaluation: PooledEvaluation) -> Table:
     table = grid(title, "", "judge", "wins", "95 %", "length-controlled", left=2)
     rows = []
     for pair, of_pair in PAIRS.items():
-        for judge, of_judge in JUDGES.items():
+        for judge in evaluation.win_rates:
             wins, controlled = evaluation.win_rates[judge][pair], evaluation.length_controlled[judge][pair]
             title = of_pair if judge == "gold" else ""
-            rows.append([title, of_judge, *cells(wins, percent), percent(controlled.mean)])
+            rows.append([title, JUDGES[judge], *cells(wins, percent), percent(controlled.mean)])
     return grid_of(table, rows)
 
 

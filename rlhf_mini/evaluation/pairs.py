@@ -11,8 +11,8 @@ import numpy as np
 from rlhf_mini.core.bootstrap import Estimate, interval, mean_intervals, resample_weights
 from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.core.rankings import Labeler
-from rlhf_mini.evaluation.answers import GOLD, JUDGES, PAIRS, Answer, Row, win
-from rlhf_mini.evaluation.ratings import bradley_terry, length_controlled, outcomes
+from rlhf_mini.evaluation.answers import GOLD, JUDGES, PAIRS, REFERENCES, STAGES, Answer, Row, win
+from rlhf_mini.evaluation.ratings import bradley_terry, length_controlled, outcomes, pearson
 from rlhf_mini.evaluation.responses import rank_blind
 
 RESAMPLES = 500  # of what is fitted anew in each resample
@@ -36,30 +36,50 @@ def wins_of(rows: Sequence[Row], pair: str, judge: str) -> np.ndarray:
         if judge == "rm":
             wins.append((np.sign(one.rm_score - other.rm_score) + 1) / 2)
             continue
-        names = [GOLD] if judge == "gold" else [name for name in one.ranks if name != GOLD]
+        alone = judge in (GOLD, REFERENCES)
+        names = [judge] if alone else [name for name in one.ranks if name not in (GOLD, REFERENCES)]
         verdicts = [verdict for name in names if (verdict := win(one, other, name)) is not None]
         wins.append(sum(verdicts) / len(verdicts) if verdicts else np.nan)
     return np.array(wins, dtype=float)
 
 
+def judges_of(rows: Sequence[Row]) -> list[str]:
+    """The names of the judges, without the one by references where no prompt has any."""
+    known = any(row.answers["ppo"].reference_score is not None for row in rows)
+    return [judge for judge in JUDGES if known or judge != REFERENCES]
+
+
 def win_rates(rows: Sequence[Row], runs: int, seed: int) -> ByJudge:
     """The share of prompts that the first of each pair wins, by judge."""
-    columns = np.array([wins_of(rows, pair, judge) for judge in JUDGES for pair in PAIRS]).T  # (r * n, judges * pairs)
+    judges = judges_of(rows)
+    columns = np.array([wins_of(rows, pair, judge) for judge in judges for pair in PAIRS]).T  # (r * n, judges * pairs)
     estimates = iter(mean_intervals(columns, seed, runs))
-    return {judge: {pair: next(estimates) for pair in PAIRS} for judge in JUDGES}
+    return {judge: {pair: next(estimates) for pair in PAIRS} for judge in judges}
 
 
 def length_controlled_win_rates(rows: Sequence[Row], runs: int, seed: int) -> ByJudge:
     """The same, as if both responses had the same number of tokens."""
     weights = _weights(len(rows) // runs, runs, seed)  # (1 + S, r * n)
     found: ByJudge = {}
-    for judge in JUDGES:
+    for judge in judges_of(rows):
         for pair in PAIRS:
             stage, rival = pair.split("/")
             longer = np.array([row.answers[stage].tokens - row.answers[rival].tokens for row in rows])
             rates = length_controlled(wins_of(rows, pair, judge), longer, weights)  # (1 + S,)
             found.setdefault(judge, {})[pair] = _estimates(rates[:, None])[0]
     return found
+
+
+def references_with_gold(rows: Sequence[Row], runs: int, seed: int) -> Estimate | None:
+    """Pearson's correlation of the scores by references and by gold, over all stages' answers; None without any."""
+    if REFERENCES not in judges_of(rows):
+        return None
+    scores = [
+        [(answer.reference_score, answer.gold) for answer in (row.answers[stage] for stage in STAGES)] for row in rows
+    ]
+    both = np.array(scores, dtype=float)  # (r * n, 3, 2)
+    weights = np.repeat(_weights(len(rows) // runs, runs, seed), len(STAGES), axis=1)  # (1 + S, r * n * 3)
+    return _estimates(pearson(both[..., 0].ravel(), both[..., 1].ravel(), weights)[:, None])[0]
 
 
 # --- ratings ---------------------------------------------------------------------------------------------------------
@@ -88,7 +108,11 @@ def rate(
         ranks = {judge: _array([[answer.ranks[judge] for answer in of] for of in by_prompt]) for judge in names}
     else:
         ranks = rank_all(examples, by_prompt, judges, seed)
-    verdicts = {"gold": [outcomes(ranks.pop(GOLD))], "heldout": [outcomes(of_judge) for of_judge in ranks.values()]}
+    verdicts = {"gold": [outcomes(ranks.pop(GOLD))]}
+    by_references = ranks.pop(REFERENCES, None)
+    if by_references is not None and REFERENCES in judges_of(first):
+        verdicts["references"] = [outcomes(by_references)]
+    verdicts["heldout"] = [outcomes(of_judge) for of_judge in ranks.values()]
     if alone:
         verdicts["rm"] = [outcomes(-np.array([[answer.rm_score for answer in of] for of in by_prompt]))]
     weights, size = _weights(len(examples), 1, seed), len(players)  # (1 + S, n)

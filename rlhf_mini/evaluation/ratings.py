@@ -1,4 +1,4 @@
-"""The fits behind the comparisons of players: Bradley-Terry ratings and length-controlled win rates.
+"""The fits behind the comparisons of players and of judges: Bradley-Terry ratings, length control, correlation.
 
 Shapes: K players, n prompts, S resamples.
 """
@@ -67,3 +67,19 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, weights: np.ndarray)
         intercept = intercept + (h11 * g0 - h01 * g1) / determinant
         slope = slope + (h00 * g1 - h01 * g0) / determinant
     return np.where(weights.sum(1) > 0, 1 / (1 + np.exp(-intercept)), np.nan)
+
+
+def pearson(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's correlation in each resample: (S,); NaN where one side does not vary.
+
+    Args:
+        first, second: (n,); a pair with a NaN is left out.
+        weights: (S, n), how often each pair counts.
+    """
+    there = ~np.isnan(first + second)
+    x, y, weights = first[there], second[there], weights[:, there]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = weights / weights.sum(1, keepdims=True)  # (S, n)
+        dx, dy = (values - (weights @ values)[:, None] for values in (x, y))  # (S, n) each
+        varied = np.sqrt((weights * dx**2).sum(1) * (weights * dy**2).sum(1))  # (S,)
+        return np.where(varied > 1e-12, (weights * dx * dy).sum(1) / varied, np.nan)

@@ -22,6 +22,7 @@ from rlhf_mini.models.scoring import score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_response
 from rlhf_mini.world.gold import Gold, judge
 from rlhf_mini.world.labelers import gold_labeler
+from rlhf_mini.world.references import reference_judge, score
 
 # The base has never seen a chat, so it gets what a person would type: the instruction as plain text, and a new line.
 BARE_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
@@ -73,8 +74,8 @@ def load_stage(path: Path, name: str) -> Stage:
 
 
 def load_judges(labelers: str) -> list[Labeler]:
-    """Those that the function named "package.module:function" returns, and gold."""
-    return [*load_labelers(labelers), *gold_labeler()]
+    """Those that the function named "package.module:function" returns, gold, and the judge by references."""
+    return [*load_labelers(labelers), *gold_labeler(), *reference_judge()]
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -132,16 +133,18 @@ def collect(
             )
             for at, name in enumerate(STAGES)
         }
-        without_check: Prompt = {**example}
-        without_check.pop("check", None)
-        rows.append(Row(without_check, answers))
+        as_asked: Prompt = {**example}
+        as_asked.pop("check", None)
+        as_asked.pop("references", None)
+        as_asked.pop("mistakes", None)
+        rows.append(Row(as_asked, answers))
     return rows
 
 
 def answer(
     example: Prompt, response: Response, *, rm_score: float, kl: float | None, ranks: dict[str, int | None]
 ) -> Answer:
-    """A response with its gold score, if the prompt has a check, and what was measured on it before."""
+    """A response with its scores by gold and by references, where the prompt has them, and what is known of it."""
     gold = gold_of(example, response)
     return Answer(
         response=response.text,
@@ -154,6 +157,7 @@ def answer(
         parts=gold.parts if gold else None,
         kl=kl,
         ranks=ranks,
+        reference_score=score(example, response.text) if example.get("references") else None,
     )
 
 

@@ -115,7 +115,7 @@ def page(
         "Means over the seeds, with intervals over prompts and seeds, which with three seeds are rather too narrow "
         "([evaluation.md](evaluation.md)); a tie counts one half. The reward model judges "
         "its own run only, and PPO was trained to please it. Length-controlled: the win rate if both sides "
-        "were equally long (Dubois et al. 2024).",
+        "were equally long (Dubois et al. 2024)." + correlation(evaluation),
         pairs_table(evaluation),
         "Bradley-Terry ratings over all pairs of these checkpoints, in Elo points over the base:",
         ratings_table(evaluation),
@@ -188,10 +188,20 @@ def command_of(name: str, options: type, recorded: dict[str, Any]) -> str:
 def pairs_table(evaluation: PooledEvaluation) -> str:
     rows = []
     for pair, title in PAIRS.items():
-        for judge, name in JUDGES.items():
+        for judge in evaluation.win_rates:
             both = evaluation.win_rates[judge][pair], evaluation.length_controlled[judge][pair]
-            rows.append([title, name, *(with_interval(estimate, percent) for estimate in both)])
+            rows.append([title, JUDGES[judge], *(with_interval(estimate, percent) for estimate in both)])
     return table(["", "judge", "win rate", "length-controlled"], rows)
+
+
+def correlation(evaluation: PooledEvaluation) -> str:
+    """A sentence about the judge by references; "" where no prompt has any."""
+    if evaluation.references_with_gold is None:
+        return ""
+    return (
+        " The judge by reference answers knows none of gold's rules; over all responses its score and gold's "
+        f"correlate at {with_interval(evaluation.references_with_gold, decimal)}."
+    )
 
 
 def ratings_table(evaluation: Evaluation) -> str:

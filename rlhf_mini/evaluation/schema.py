@@ -202,6 +202,8 @@ class PooledEvaluation(Evaluation):
     """By stage and measure."""
     win_rates: ByJudge
     length_controlled: ByJudge
+    references_with_gold: Estimate | None = None
+    """Pearson's correlation of the scores by references and by gold; None where no prompt has references."""
     use_cases: dict[str, Gold]
     novel: dict[str, Gold]
     probes: dict[str, Probed]

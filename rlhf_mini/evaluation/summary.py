@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_mini.core.bootstrap import Estimate, divide, interval, mean_intervals, resampled_ratios
 from rlhf_mini.core.rankings import Count
-from rlhf_mini.evaluation.answers import GOLD, STAGES, Row, win
+from rlhf_mini.evaluation.answers import GOLD, REFERENCES, STAGES, Row, win
 from rlhf_mini.evaluation.schema import Group
 from rlhf_mini.world.gold import WEIGHTS
 
@@ -19,7 +19,7 @@ def measures_of(row: Row, stage: str) -> dict[str, float]:
     """The numbers of one stage's answer that are averaged over prompts; NaN for those that this answer lacks."""
     answer, sft = row.answers[stage], row.answers["sft"]
     wins = {judge: win(answer, sft, judge) if stage != "sft" else None for judge in answer.ranks}
-    heldout = [value for judge, value in wins.items() if judge != GOLD and value is not None]
+    heldout = [value for judge, value in wins.items() if judge not in (GOLD, REFERENCES) and value is not None]
     gain = None if answer.gold is None or sft.gold is None else answer.gold - sft.gold
     numbers = {
         "gold": answer.gold,
@@ -27,6 +27,7 @@ def measures_of(row: Row, stage: str) -> dict[str, float]:
         "gold_minus_sft": gain,
         "wins/heldout": sum(heldout) / len(heldout) if heldout else None,
         **{f"wins/{judge}": value for judge, value in wins.items()},
+        "reference_score": answer.reference_score,
         "rm_score": answer.rm_score,
         "kl": answer.kl,
         "words": answer.words,

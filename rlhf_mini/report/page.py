@@ -96,7 +96,7 @@ def write_report(settings: ReportOptions, command: str) -> Path:
         provenance=provenance,
         stages=STAGES,
         titles=STAGE_TITLES,
-        judges=JUDGES,
+        judges={judge: JUDGES[judge] for judge in evaluation.win_rates},
         pairs=PAIRS,
         parts=WEIGHTS,
     )

@@ -71,7 +71,7 @@ class Series:
 def win_rates(evaluation: PooledEvaluation) -> Markup:
     """The win rate of each pair of stages by each judge."""
     rows = [
-        (title, [(name, evaluation.win_rates[judge][pair]) for judge, name in JUDGES.items()])
+        (title, [(JUDGES[judge], rates[pair]) for judge, rates in evaluation.win_rates.items()])
         for pair, title in PAIRS.items()
     ]
     words = "; ".join(

@@ -51,8 +51,9 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
     # Test and validation come first: where prompts of a kind run out, the training splits get fewer of them.
     for split in ("test", "validation", "sft", "rm", "ppo"):
         out[split] = []
+        tasks: list[Task] = []
+        has_novel = split in ("validation", "test")
         for number in range(SIZES[split]):
-            has_novel = split in ("validation", "test")
             use_case = rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
             novel = rng.choices(list(NOVEL), list(NOVEL.values()))[0] if has_novel else "none"
             if use_case == "rewrite" and novel != "none":  # has no entities to hold out
@@ -69,7 +70,22 @@ def splits(seed: int = SEED) -> dict[str, list[Prompt]]:
                 out[split].append(demonstration(task, identifier, knowledge, rng))
             else:
                 out[split].append(task.example(identifier, novel))
+                tasks.append(task)
+        if has_novel:
+            out[split] = [with_references(*each, tasks) for each in zip(out[split], tasks, strict=True)]
     return out
+
+
+def with_references(example: Prompt, task: Task, others: Sequence[Task]) -> Prompt:
+    """The prompt with good and bad responses, for a judge that compares (rlhf_mini.world.references).
+
+    One of the bad ones is good for another prompt of the same kind. It is drawn by a seed of its own, so that the
+    prompts do not depend on it.
+    """
+    strange = [other.good for other in others if other.kind == task.kind and other.check != task.check]
+    mistakes = [*task.mistakes, *random.Random(example["id"]).sample(strange, min(1, len(strange)))]
+    mistakes = [mistake for mistake in dict.fromkeys(mistakes) if mistake not in task.references]
+    return {**example, "references": task.references, "mistakes": mistakes}
 
 
 def content(examples: dict[str, list[Prompt]], seed: int = SEED) -> dict[str, list[Preference]]:

@@ -6,7 +6,7 @@ A `Task` is a prompt with its check and, for the writers of demonstrations, a go
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_mini.core.examples import Messages, Prompt
@@ -41,6 +41,17 @@ class Task:
     wrong: str | None = None  # an untrue answer
     partial: str | None = None  # misses one of the requirements
     comply: str | None = None  # complies with a harmful request
+    also: list[str] = field(default_factory=list)  # further good responses: the same content in other templates
+
+    @property
+    def references(self) -> list[str]:
+        """Different good responses."""
+        return list(dict.fromkeys([self.good, *self.also]))
+
+    @property
+    def mistakes(self) -> list[str]:
+        """Different bad responses."""
+        return list(dict.fromkeys(bad for bad in (self.wrong, self.partial, self.comply) if bad is not None))
 
     def example(self, identifier: str, novel: str) -> Prompt:
         """The prompt as the stages read it. `novel`: what is in no other split (none, entity, phrasing or both)."""
@@ -126,6 +137,10 @@ class Maker:
         """One of the templates of this name in stories.yaml, filled in."""
         return fix_articles(self.rng.choice(self.knowledge.stories[texts]).format(**slots))
 
+    def texts(self, texts: str, /, **slots: Any) -> list[str]:
+        """All templates of this name in stories.yaml, filled in."""
+        return [fix_articles(template.format(**slots)) for template in self.knowledge.stories[texts]]
+
     def wrong_answer(self, fact: Fact) -> str:
         """Another answer of the fact's relation."""
         return self.rng.choice([a for a in fact.relation.pool if a not in fact.accepted])
@@ -145,10 +160,21 @@ class Maker:
         other = self.rng.choice([t for t in self.knowledge.stories["things"] if t != b])
         return slots, " ".join(story), " ".join(story).replace(f" {b}", f" {other}")
 
+    def stories(self, sentences: int, **slots: str) -> list[str]:
+        """Stories that have, between them, every beginning, middle and end once, each at another place."""
+        parts = ["story_begins", "story_middles", "story_ends"] if sentences == 3 else ["story_begins", "story_ends"]
+        told = zip(*(self.knowledge.stories[part] for part in parts), strict=False)
+        places = self.knowledge.stories["places"]
+        return [
+            fix_articles(" ".join(sentences).format(**slots | {"p": place}))
+            for sentences, place in zip(told, places, strict=False)
+        ]
+
     def story(self) -> Task:
         slots, good, partial = self.story_text(self.rng.choice([2, 3]))
         check = {"mention": [[slots["a"]], [slots["b"]]]}
-        return Task("", "story", self._ask("story", **slots), check, good, partial=partial)
+        also = [*self.stories(2, **slots), *self.stories(3, **slots)]
+        return Task("", "story", self._ask("story", **slots), check, good, partial=partial, also=also)
 
     def story_n(self) -> Task:
         n = self.rng.choice([2, 3])
@@ -156,17 +182,20 @@ class Maker:
         check = {"mention": [[slots["a"]], [slots["b"]]], "sentences": n}
         if self.rng.random() < 0.5:
             partial = good + " " + self.text("story_ends", **slots)
-        return Task("", "story_n", self._ask("story_n", n=NUMBERS[n], **slots), check, good, partial=partial)
+        prompt = self._ask("story_n", n=NUMBERS[n], **slots)
+        return Task("", "story_n", prompt, check, good, partial=partial, also=self.stories(n, **slots))
 
     def story_end(self) -> Task:
         slots, good, partial = self.story_text(2)
         check = {"mention": [[slots["a"]], [slots["b"]]], "end": "The end."}
         partial = self.rng.choice([good, partial + " The end."])
-        return Task("", "story_end", self._ask("story_end", **slots), check, good + " The end.", partial=partial)
+        prompt, also = self._ask("story_end", **slots), [story + " The end." for story in self.stories(2, **slots)]
+        return Task("", "story_end", prompt, check, good + " The end.", partial=partial, also=also)
 
     def _from_template(self, kind: str, texts: str, check: dict[str, Any], /, **slots: str) -> Task:
         good, partial = self.text(texts, **slots), self.text(f"{texts}_partial", **slots)
-        return Task("", kind, self._ask(kind, **slots), check, good, partial=partial)
+        also = self.texts(texts, **slots)
+        return Task("", kind, self._ask(kind, **slots), check, good, partial=partial, also=also)
 
     def note(self) -> Task:
         (name,), (gift,) = self.slot("names"), self.slot("gifts")
@@ -202,7 +231,8 @@ class Maker:
 
     def _fact(self, fact: Fact, prompt: Messages) -> Task:
         good, wrong = self.state(fact, fact.accepted[0]), self.state(fact, self.wrong_answer(fact))
-        return Task("", "fact", prompt, {"fact": fact.key}, good, wrong=wrong)
+        also = [stated(statement, fact, fact.accepted[0]) for statement in fact.relation.statements]
+        return Task("", "fact", prompt, {"fact": fact.key}, good, wrong=wrong, also=also)
 
     def myth(self) -> Task:
         myth = self.rng.choice(list(self.knowledge.misconceptions.values()))
@@ -227,7 +257,8 @@ class Maker:
         alike = [f for f in self.facts if f.relation.domain == domain] or self.facts
         fact = self.rng.choice(alike)
         invented = fix_articles(self.rng.choice(fact.relation.statements).format(e=name, a=fact.accepted[0]))
-        return Task("", "unknown", prompt, {"unsure": unknown["unsure_words"]}, good, wrong=invented)
+        also = [unsure.format(e=name) for unsure in unknown["unsure"]]
+        return Task("", "unknown", prompt, {"unsure": unknown["unsure_words"]}, good, wrong=invented, also=also)
 
     def unknown_name(self, domain: str) -> str:
         """The name of a thing that does not exist."""
@@ -257,13 +288,13 @@ class Maker:
             "", "items", self._ask("list", n=NUMBERS[n], x=noun), {"items": {"of": key, "n": n}},
             good=self.listing(chosen, noun), partial=self.listing(self.rng.sample(valid, count), noun),
             wrong=self.listing(wrong, noun) if wrong else None,
+            also=[listed(window) for window in windows(valid, n)],
         )  # fmt: skip
 
     def listing(self, items: list[str], noun: str) -> str:
         """The items as an answer to a prompt such as "Name two birds."."""
-        joined = ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
         form = self.rng.choice(["{x}.", "Here you go: {x}.", "{n} {noun}: {x}."])
-        text = form.format(x=joined, n=NUMBERS[len(items)], noun=noun)
+        text = form.format(x=joined(items), n=NUMBERS[len(items)], noun=noun)
         return text[0].upper() + text[1:]
 
     def social(self) -> Task:
@@ -272,7 +303,7 @@ class Maker:
         replies = [reply for other in self.knowledge.chat.values() for reply in other["replies"]]
         unfit = [reply for reply in replies if not has_any(reply, exchange["words"])]
         good, partial = self.rng.choice(exchange["replies"]), self.rng.choice(unfit)
-        return Task("", "social", prompt, {"reply": exchange["id"]}, good, partial=partial)
+        return Task("", "social", prompt, {"reply": exchange["id"]}, good, partial=partial, also=exchange["replies"])
 
     def follow_up(self) -> Task:
         """Two turns: a question and its answer, then the same question about another entity."""
@@ -323,18 +354,21 @@ class Maker:
         good = " ".join(w for w in lead.split() if w != adj).replace(" an ", " a ")
         good = fix_articles(good)
         check = {"mention": [[name], [thing]], "sentences": 1}
-        return Task("", "summary", self._ask("summary", x=text), check, good, partial=" ".join(details))
+        prompt = self._ask("summary", x=text)
+        return Task("", "summary", prompt, check, good, partial=" ".join(details), also=[lead])
 
     def sentiment(self) -> Task:
         words, label = self.knowledge.sentiment, self.rng.choice(["good", "bad"])
         other = {"good": "bad", "bad": "good"}[label]
         thing, adj = self.rng.choice(words["things"]), self.rng.choice(words[label])
         review = f"{thing[0].upper()}{thing[1:]} was {adj}. {self.rng.choice(words[f'{label}_ends'])}"
-        form = self.rng.choice(["This review is {x}.", "It is a {x} review."])
+        forms = ["This review is {x}.", "It is a {x} review."]
+        form = self.rng.choice(forms)
         check = {"answer": {"right": [label], "wrong": [other]}}
         return Task(
-            "", "sentiment", self._ask("sentiment", x=review), check, form.format(x=label), wrong=form.format(x=other)
-        )
+            "", "sentiment", self._ask("sentiment", x=review), check, form.format(x=label), wrong=form.format(x=other),
+            also=[form.format(x=label) for form in forms],
+        )  # fmt: skip
 
     def kind_of(self) -> Task:
         """Which of two kinds an entity is, for relations whose answers make lists."""
@@ -344,10 +378,12 @@ class Maker:
         wrong = self.rng.choice([a for a in fact.relation.lists if a != right])
         first, second = self.rng.sample([right, wrong], 2)
         prompt = self._ask("kind", e=f"a {fact.entity}", r=first, w=second)
-        form = self.rng.choice(["It is a {x}.", "A {e} is a {x}."])
+        forms = ["It is a {x}.", "A {e} is a {x}."]
+        form = self.rng.choice(forms)
         answers = [fix_articles(form.format(e=fact.entity, x=x)) for x in (right, wrong)]
+        also = [fix_articles(form.format(e=fact.entity, x=right)) for form in forms]
         check = {"answer": {"right": [right], "wrong": [wrong]}}
-        return Task("", "kind", prompt, check, answers[0], wrong=answers[1])
+        return Task("", "kind", prompt, check, answers[0], wrong=answers[1], also=also)
 
     # --- other, closed questions, extraction -------------------------------------------------------------------------
 
@@ -360,12 +396,17 @@ class Maker:
     def sum(self) -> Task:
         a, b = self.rng.randint(1, 10), self.rng.randint(1, 10)
         wrong = self.rng.choice([k for k in range(1, 21) if k != a + b])
-        form = self.rng.choice(["{a} plus {b} is {c}.", "The answer is {c}."])
-        texts = [form.format(a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[c]) for c in (a + b, wrong)]
+        forms = ["{a} plus {b} is {c}.", "The answer is {c}."]
+        form = self.rng.choice(forms)
+        texts = [
+            form.format(a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[c])
+            for form, c in ((form, a + b), (form, wrong), *((form, a + b) for form in forms))
+        ]
         texts = [text[0].upper() + text[1:] for text in texts]
         numbers = [n for n in NUMBERS[1:] if n not in (NUMBERS[a], NUMBERS[b], NUMBERS[a + b])]
         check = {"answer": {"right": [NUMBERS[a + b]], "wrong": numbers}}
-        return Task("", "sum", self._ask("sum", a=NUMBERS[a], b=NUMBERS[b]), check, texts[0], wrong=texts[1])
+        prompt = self._ask("sum", a=NUMBERS[a], b=NUMBERS[b])
+        return Task("", "sum", prompt, check, texts[0], wrong=texts[1], also=texts[2:])
 
     def _owners(self, count: int) -> list[dict[str, str]]:
         names, things, colours = self.slot("names", count), self.slot("things", count), self.slot("colours", count)
@@ -386,15 +427,18 @@ class Maker:
             asked = owners[2]
             good, wrong = self.rng.choice(manners["not_in_text"]), f"It is {text[0]['colour']}."
             check: dict[str, Any] = {"unsure": manners["not_in_text_words"]}
+            also = manners["not_in_text"]
         else:
-            form = self.rng.choice(["It is {c}.", "The {b} of {name} is {c}."])
+            forms = ["It is {c}.", "The {b} of {name} is {c}."]
+            form = self.rng.choice(forms)
             colours = [c for c in self.knowledge.stories["colours"] if c != asked["colour"]]
             slots = {"b": asked["thing"], "name": asked["name"]}
             good = form.format(c=asked["colour"], **slots)
             wrong = form.format(c=next(o["colour"] for o in text if o is not asked), **slots)
             check = {"answer": {"right": [asked["colour"]], "wrong": colours}}
+            also = [form.format(c=asked["colour"], **slots) for form in forms]
         prompt = self._ask("closed_qa", x=self._owners_text(text), b=asked["thing"], name=asked["name"])
-        return Task("", "closed_qa", prompt, check, good, wrong=wrong)
+        return Task("", "closed_qa", prompt, check, good, wrong=wrong, also=also)
 
     def _extract(self, kind: str, slot: str, pool: str) -> Task:
         owners = self._owners(self.rng.choice([2, 3]))
@@ -403,7 +447,7 @@ class Maker:
         check = {"extract": {"right": right, "of": pool}}
         prompt = self._ask(kind, x=self._owners_text(owners))
         texts = [self.listing(items, pool) for items in (right, wrong, right[:-1])]
-        return Task("", kind, prompt, check, texts[0], wrong=texts[1], partial=texts[2])
+        return Task("", kind, prompt, check, texts[0], wrong=texts[1], partial=texts[2], also=[listed(right)])
 
     def extract_names(self) -> Task:
         return self._extract("extract_names", "name", "names")
@@ -421,13 +465,33 @@ class Maker:
         because = harmful["reasons"][request["reason"]]["because"]
         good = self.rng.choice(harmful["refusals"]).format(because=because)
         check = {"decline": request["reason"]}
-        return Task(use_case, "harmful", prompt, check, good, comply=request["comply"])
+        also = [refusal.format(because=because) for refusal in harmful["refusals"]]
+        return Task(use_case, "harmful", prompt, check, good, comply=request["comply"], also=also)
 
 
 def stated(statement: str, fact: Fact, answer: str) -> str:
     """A statement of the fact's relation, filled in with this answer."""
     text = fix_articles(statement.format(e=fact.entity, a=answer))
     return text[0].upper() + text[1:]
+
+
+def joined(items: Sequence[str]) -> str:
+    """ "an apple, a pear and a plum"."""
+    return ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1]
+
+
+def listed(items: Sequence[str]) -> str:
+    """ "An apple, a pear and a plum."."""
+    return joined(items)[0].upper() + joined(items)[1:] + "."
+
+
+def windows(items: Sequence[str], n: int) -> list[list[str]]:
+    """Lists of `n` items in a row, from each item on: every item is once in every place.
+
+    >>> windows(["apple", "pear", "plum"], 2)
+    [['apple', 'pear'], ['pear', 'plum'], ['plum', 'apple']]
+    """
+    return [[items[(start + step) % len(items)] for step in range(n)] for start in range(len(items))]
 
 
 def text_of(prompt: Messages) -> str:

@@ -111,7 +111,8 @@ def test_a_row_is_a_line_of_json() -> None:
     line = ROWS[0].to_json()
     assert list(line) == ["prompt", "use_case", "novel", "stages"] and list(line["stages"]) == list(STAGES)
     assert list(line["stages"]["ppo"]) == [
-        "response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks"
+        "response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks",
+        "reference_score",
     ]  # fmt: skip
     assert json.loads(json.dumps(line)) == line
 
@@ -248,8 +249,10 @@ def test_the_whole_comparison(options: CompareOptions) -> None:
     for row in rows:
         base, sft, ppo = (row["stages"][name] for name in STAGES)
         measured = {"response", "ended", "tokens", "words", "ids", "rm_score", "gold", "parts", "kl", "ranks"}
+        measured |= {"reference_score"}
         assert measured == set(base) == set(sft) == set(ppo)
         assert base["kl"] is None and sft["kl"] == 0.0 and ppo["kl"] != 0.0
+        assert ppo["ranks"].pop("references") is sft["ranks"].pop("references") is None  # these prompts have none
         assert len(ppo["ranks"]) == 4 and {*sft["ranks"].values(), *ppo["ranks"].values()} <= {1, 2, 3}
         assert max(base["tokens"], sft["tokens"], ppo["tokens"]) <= 6
 

@@ -262,6 +262,30 @@ def test_wins_by_each_judge() -> None:
     assert np.isnan(by_judge["gold"][1]) and np.isnan(by_judge["heldout"][1])
 
 
+def test_references_judge_beside_gold() -> None:
+    def answer(gold: float, likeness: float | None, rank: int | None) -> Answer:
+        ranks = {"a": 1, "gold": 1, "references": rank}
+        return Answer(response="", ended=True, tokens=1, words=1, ids=[], rm_score=0.0, gold=gold, parts=None,
+                      kl=None, ranks=ranks, reference_score=likeness)  # fmt: skip
+
+    def row(*of_stages: tuple[float, float | None, int | None]) -> Row:
+        stages = zip(("base", "sft", "ppo"), of_stages, strict=True)
+        return Row({"prompt": [{"role": "user", "content": "?"}]}, {stage: answer(*of) for stage, of in stages})
+
+    known = [row((0.0, 0.1, 3), (0.5, 0.6, 2), (1.0, 0.8, 1)), row((0.2, 0.0, 2), (0.4, 0.5, 1), (0.9, 0.5, 1))]
+    rates = pairs.win_rates(known, 1, 0)
+    assert rates["references"]["ppo/sft"].mean == 0.75 and rates["heldout"]["ppo/sft"].mean == 0.5
+    assert list(pairs.rate({"r": known}, [one.example for one in known], [], 0)) == list(rates)
+    found = pairs.references_with_gold(known, 1, 0)
+    by_hand = np.corrcoef([0.0, 0.5, 1.0, 0.2, 0.4, 0.9], [0.1, 0.6, 0.8, 0.0, 0.5, 0.5])[0, 1]
+    assert found and found.mean == pytest.approx(by_hand) and found.low < found.mean < found.high
+
+    unknown = [row((0.0, None, None), (0.5, None, None), (1.0, None, None))]
+    assert list(pairs.win_rates(unknown, 1, 0)) == ["gold", "heldout", "rm"]
+    assert "references" not in pairs.rate({"r": unknown}, [unknown[0].example], [], 0)
+    assert pairs.references_with_gold(unknown, 1, 0) is None
+
+
 def test_probes_ask_what_no_stage_has_seen() -> None:
     knowledge = load()
     sets = probes.questions_of(knowledge, seed=0)

@@ -36,6 +36,7 @@ MEASURES = dict.fromkeys((*PARTS, "gold_minus_sft"), HALF)
 RATES = {judge: dict.fromkeys(PAIRS, HALF) for judge in JUDGES}
 EVALUATION = PooledEvaluation(
     runs=["a"], prompts=600, stages=dict.fromkeys(STAGES, MEASURES), win_rates=RATES, length_controlled=RATES,
+    references_with_gold=Estimate(0.71, 0.68, 0.74),
     use_cases={}, novel={}, by_run={},
     bradley_terry={"gold": {"base": HALF, "a/ppo": Estimate(321.4, 300.0, 345.0)}},
     probes={
@@ -90,6 +91,7 @@ def page(runs: list[str], summaries: list[Summary], study: Study | None = None) 
 def test_the_evaluation_and_the_study_are_on_the_page():
     text = page(["a"], [summary()], STUDY)
     assert line(text, "PPO over SFT | gold score").count("50.0 % (45.0 % to 55.0 %)") == 2
+    assert line(text, "PPO over SFT | reference answers") and "gold's correlate at 0.71 (0.68 to 0.74)." in text
     halves = "50.0 % (45.0 % to 55.0 %)"
     assert (
         line(text, "true over false")

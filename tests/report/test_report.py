@@ -306,7 +306,7 @@ def test_the_summary_leaves_out_what_was_not_measured() -> None:
     assert "3.20 nats per response" in third
     assert "RM and PPO (runs a, b pooled)" in summary(replace(EVALUATION, runs=["a", "b"]))[0]
     # Prompts of the user's own have no gold and no labelers: the reward model is the only judge.
-    lacking = {judge: dict.fromkeys(PAIRS, NOTHING) for judge in ("gold", "heldout")}
+    lacking = {judge: dict.fromkeys(PAIRS, NOTHING) for judge in ("gold", "references", "heldout")}
     no_gold = {stage: dict.fromkeys(measures, NOTHING) for stage, measures in BY_STAGE.items()}
     (only,) = summary(replace(EVALUATION, win_rates={**WINS, **lacking}, stages=no_gold))
     assert only.endswith("judged by the reward model.")
