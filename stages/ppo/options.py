@@ -40,7 +40,7 @@ class PPOOptions(RunOptions):
         "and responses and returns numbers; stages.ppo.rewards has examples.",
     )
     kl_coef: NonNegativeFloat = option(
-        0.07, "KL penalty: reward lost per nat of KL to the SFT model; with KL_TARGET, its initial value."
+        0.03, "KL penalty: reward lost per nat of KL to the SFT model; with KL_TARGET, its initial value."
     )
     kl_target: NonNegativeFloat = option(
         0.0, "Nats per response at which a controller holds the KL (0: KL_COEF is fixed)."
@@ -52,8 +52,8 @@ class PPOOptions(RunOptions):
     # Update
     num_ppo_epochs: PositiveInt = option(1, "Passes over the batch in one iteration, each in a new order.")
     num_minibatches: PositiveInt = option(4, "Optimizer steps in one pass.")
-    learning_rate: PositiveFloat = option(2e-4, "Peak learning rate of the policy; follows a cosine to 10 % of it.")
-    value_learning_rate: PositiveFloat = option(2e-4, "Peak learning rate of the value model; same schedule.")
+    learning_rate: PositiveFloat = option(6e-4, "Peak learning rate of the policy; follows a cosine to 10 % of it.")
+    value_learning_rate: PositiveFloat = option(6e-4, "Peak learning rate of the value model; same schedule.")
     warmup_updates: NonNegativeInt = option(10, "Iterations of linear warmup of both learning rates.")
     max_grad_norm: PositiveFloat = option(1.0, "Gradients are clipped to this norm, policy and value model separately.")
     gamma: Share = option(1.0, "Discount per token.")
