@@ -96,28 +96,39 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
     def response_length(text: str) -> int:
         return len(encode_response(tokenizer, text))
 
+    def text_length(path: str) -> float:
+        return mean(len(tokenizer(text)["input_ids"]) + 2 for text in drawn(read_texts(path)))
+
     if stage == "sft":
         length = mean(
             prompt_length(example) + response_length(example["completion"][0]["content"])
             for example in drawn(read_demonstrations(options["demonstrations"]))
         )
-        return [Work("training", 6, language_model, metrics["demonstrations"] * options["num_train_epochs"] * length)]
+        passes = metrics["demonstrations"] * options["num_train_epochs"]
+        training = Work("training", 6, language_model, passes * length)
+        if not options.get("ptx_coef"):
+            return [training]
+        texts = options["ptx_batch_size"] * passes / options["batch_size"]
+        return [training, Work("pretraining texts", 6, language_model, texts * text_length(options["ptx_texts"]))]
     if stage == "rm":
+        some = drawn(read_rankings(checkpoint.path / "rankings.jsonl"))
+        ranked = mean(len(example["responses"]) for example in some)
         length = mean(
-            sum(prompt_length(example) + response_length(text) for text in example["responses"])
-            for example in drawn(read_rankings(checkpoint.path / "rankings.jsonl"))
+            sum(prompt_length(example) + response_length(text) for text in example["responses"]) for example in some
         )
         training = Work("training", 6, scalar_model, metrics["rankings"] * options["num_train_epochs"] * length)
         rankings = metrics["rankings"] + metrics["rankings_held_out"]
-        sampling = Work("sampling", 2, language_model, rankings * length)
+        # All samples are as long as those that were ranked, more or less.
+        samples = options["num_samples"] + bool(options["base"]) if "num_samples" in options else None
+        share = samples / ranked if samples else 1.0
+        sampling = Work("sampling", 2, language_model, rankings * length * share)
         return [training] if options["rankings"] else [sampling, training]
     prompt = mean(prompt_length(example) for example in drawn(read_prompts(options["prompts"])))
     tokens = sum(options["episodes"] * (prompt + iteration["response/length"]) for iteration in iterations)
     ptx = []
     if options["ptx_coef"] > 0:
         texts = options["ptx_batch_size"] * len(iterations) * options["num_ppo_epochs"] * options["num_minibatches"]
-        length = mean(len(tokenizer(text)["input_ids"]) + 2 for text in drawn(read_texts(options["ptx_texts"])))
-        ptx = [Work("PPO-ptx", 6, language_model, texts * length)]
+        ptx = [Work("PPO-ptx", 6, language_model, texts * text_length(options["ptx_texts"]))]
     reward = [] if ":" in options["reward"] else [Work("reward model", 2, scalar_model, tokens)]
     return [
         Work("rollout", 2, language_model, tokens),

@@ -8,7 +8,8 @@ The base model learns to answer as the demonstrations do. The loss is the negati
 tokens given the prompt; the prompt's own tokens do not count. What to inspect: validation_loss before and after
 (stage.json), and the sampled response on the console, which turns from continuing the text to answering.
 
-As in the paper: batches of 32, cosine to 10 % without warmup, Adam with betas (0.9, 0.95).
+As in the paper: batches of 32, cosine to 10 % without warmup, Adam with betas (0.9, 0.95), and pretraining texts mixed
+in, as before PPO (appendix C.4).
 Departures:
 - 2 epochs instead of 16. The paper's validation loss rose after one epoch, and it trained on and selected the
   checkpoint by the reward model's score on validation prompts. There is no reward model yet here, so training stops

@@ -173,11 +173,13 @@ def test_killed_stages_end_with_the_same_weights(world: Path) -> None:
         return [where, stage, *files, *settings, *more]
 
     # 10 steps an epoch; a save after 5, 10 (the end of an epoch), 15, and the last
-    of_sft = [f"--base={world / 'base'}", "--dropout=0.1", "--save_steps=5", "--show_every=3"]
+    of_sft = [f"--base={world / 'base'}", "--dropout=0.1", "--save_steps=5", "--show_every=3", "--ptx_batch_size=3"]
+    of_sft += [f"--ptx_texts={world / 'texts.jsonl'}"]
     toys = [f"--{who}=test_resume:toy_labelers" for who in ("labelers", "heldout_labelers", "gold_labeler")]
     prompts = [f"--prompts={world / 'prompts.jsonl'}", f"--validation={world / 'validation.jsonl'}"]
     # 8 steps an epoch, and training ends in the middle of the second
-    of_rm = [*toys, *prompts, "--num_train_epochs=1.5", "--save_steps=3"]
+    of_rm = [*toys, *prompts, f"--base={world / 'base'}", "--init=sft", "--num_train_epochs=1.5", "--save_steps=3"]
+    of_rm += ["--num_samples=4", "--num_responses=5"]
 
     # Everything that PPO could forget: 2 inner epochs, averaged weights, PPO-ptx, KL controller, a second pass
     of_ppo = [f"--runs_dir={world / 'runs'}", *prompts[:1], f"--validation_prompts={world / 'validation.jsonl'}"]

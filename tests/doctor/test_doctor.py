@@ -109,6 +109,7 @@ def sft_options(folder: Path, **changes: Any) -> SFTOptions:
     settings: dict[str, Any] = dict(
         run="t", runs_dir=str(folder / "runs"), base=str(folder / "base"), show_every=0,
         demonstrations=str(folder / "demonstrations.jsonl"), num_train_epochs=4, learning_rate=1e-2, batch_size=8,
+        ptx_coef=0.0,
     )  # fmt: skip
     return SFTOptions(**settings | changes)
 
@@ -119,7 +120,7 @@ def rm_options(folder: Path, labelers: str = "likes_green", **changes: Any) -> R
         run="t", runs_dir=str(folder / "runs"), prompts=str(folder / "prompts.jsonl"), batch_size=8,
         validation=str(folder / "validation.jsonl"), demonstrations=str(folder / "demonstrations.jsonl"),
         labelers=toy, heldout_labelers=toy, gold_labeler=toy, content="", num_train_epochs=4, learning_rate=5e-3,
-        max_new_tokens=16,
+        max_new_tokens=16, init="sft", base="", exchange=False, num_responses=4, num_samples=4,
     )  # fmt: skip
     return RMOptions(**settings | changes)
 

@@ -172,14 +172,15 @@ def test_golds_own_ranking_is_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> No
             return prompts
 
         def respond(self, *args: Any) -> list[Response]:
-            return said("A cat.", "A very long dog.", "A very long cat.")
+            return said("Paris.", "The capital of France is Cairo.", "The capital of France is Paris.")
 
     monkeypatch.setattr(responses, "score_texts", lambda *args: [0.0, 2.0, 1.0])
-    prompt: Prompt = {**ANY, "check": {"mention": [["cat"]], "max_words": 9}}  # gold: 1st and 3rd tied, 2nd last
+    check = {"fact": "countries/France/capital", "max_words": 9}  # gold: 1st and 3rd tied, 2nd last
+    prompt: Prompt = {"prompt": [{"role": "user", "content": "What is the capital of France?"}], "check": check}
     rm = Stage(None, None)
     sampling = responses.Sampling(6, 0.7, 0)
     (counts,) = responses.reward_model_counts(Sft(), rm, [prompt], [Longest()], sampling, 3)  # type: ignore[arg-type]
-    # Longest orders 2nd = 3rd before 1st (16 letters each): pairs (2nd, 1st) and (3rd, 1st).
+    # Longest orders 2nd = 3rd before 1st (31 letters each): pairs (2nd, 1st) and (3rd, 1st).
     assert counts == (Count(2, 2), Count(0.5, 2), Count(0, 0))
     (counts,) = responses.reward_model_counts(Sft(), rm, [ANY], [Longest()], sampling, 3)  # type: ignore[arg-type]
     assert counts[:2] == (Count(2, 2), Count(0, 0))

@@ -148,12 +148,13 @@ def make_run(base: Path, folder: Path) -> ReportOptions:
     run_dir, data = folder / "runs" / "r", folder / "data"
     prompts = [{"prompt": one["prompt"]} for one in ROWS[:4]]
     write_jsonl(data / "prompts.jsonl", prompts)
+    write_jsonl(data / "texts.jsonl", [{"text": "The moon is green."}] * 4)
     completion = [{"role": "assistant", "content": "It is green."}]
     write_jsonl(data / "demonstrations.jsonl", [{**one, "completion": completion} for one in prompts])
     options = {
-        "sft": SFTOptions(demonstrations=str(data / "demonstrations.jsonl")),
-        "rm": RMOptions(),
-        "ppo": PPOOptions(prompts=str(data / "prompts.jsonl"), episodes=8),
+        "sft": SFTOptions(demonstrations=str(data / "demonstrations.jsonl"), ptx_texts=str(data / "texts.jsonl")),
+        "rm": RMOptions(num_samples=3),
+        "ppo": PPOOptions(prompts=str(data / "prompts.jsonl"), ptx_texts=str(data / "texts.jsonl"), episodes=8),
     }
     metrics: dict[str, dict[str, Any]] = {
         "sft": {"demonstrations": 4},
@@ -272,14 +273,18 @@ def test_what_each_stage_computed(made: ReportOptions) -> None:
     prompts = [len(each.ids) for each in encode_prompts(tokenizer, [one["prompt"] for one in ROWS[:4]])]
     green, paris = (len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris"))
 
-    (sft,) = work("sft", checkpoints, iterations)
+    sft, mixed_in = work("sft", checkpoints, iterations)
     assert sft.flops == 6 * (body + head) * 2 * (sum(prompts) + 4 * green)  # two epochs
+    text = len(tokenizer("The moon is green.")["input_ids"]) + 2
+    assert mixed_in.flops == 6 * (body + head) * (2 * 4 / 32) * 12 * text  # 12 beside a batch of 32
     sampling, training = work("rm", checkpoints, iterations)
     of_ranking = (2 * sum(prompts) + 4 * (green + paris)) / 4
-    assert sampling.flops == pytest.approx(2 * (body + head) * 4 * of_ranking)
+    sampled = 4 / 2  # three samples and the base's for each two that were ranked
+    assert sampling.flops == pytest.approx(2 * (body + head) * 4 * of_ranking * sampled)
     assert training.flops == pytest.approx(6 * body * 3 * of_ranking)
     tokens = 8 * (sum(prompts) / 4 + 11) + 8 * (sum(prompts) / 4 + 12)  # two iterations of 8 responses
     by_head = sum(part.flops for part in work("ppo", checkpoints, iterations))
+    by_head -= 6 * (body + head) * 2 * 4 * 16 * text  # two iterations, four minibatches, 16 texts beside each
     assert by_head == pytest.approx(tokens * ((2 + 2 + 6) * (body + head) + (2 + 2 + 6) * body))
 
     *stages, total = costs(checkpoints, iterations, watts=36.0)

@@ -46,6 +46,7 @@ CLOSE, FAR = 0.02, 0.05  # total variation
 OPTIONS = PPOOptions(
     updates=150, episodes=96, num_minibatches=1, num_ppo_epochs=1, max_new_tokens=2, temperature=1.0, kl_coef=1.0,
     missing_eos_penalty=0.5, learning_rate=4e-3, value_learning_rate=4e-3, bucket_size=96,
+    ptx_coef=0.0,
 )  # fmt: skip
 
 

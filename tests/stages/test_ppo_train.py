@@ -83,7 +83,7 @@ def options_for(runs: Path, **changes: Any) -> PPOOptions:
     settings: dict[str, Any] = dict(
         run="nano", runs_dir=str(runs), prompts=prompts, validation_prompts=prompts, ptx_texts=texts, updates=2,
         episodes=8,        num_minibatches=2, max_new_tokens=8, warmup_updates=1, evaluation_prompts=8,
-        sample_every=1, temperature=1.0,
+        sample_every=1, temperature=1.0, ptx_coef=0.0, value_learning_rate=2e-4,
     )  # fmt: skip
     return PPOOptions(**settings | changes)
 

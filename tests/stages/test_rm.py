@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from trl import RewardConfig, RewardTrainer
 from trl_oracle import assert_trains_like_trl
 
-from rlhf_mini.core.checkpoints import load_checkpoint
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Response, read_rankings
 from rlhf_mini.core.files import write_jsonl
@@ -20,7 +21,9 @@ from rlhf_mini.core.options import parse_options
 from rlhf_mini.core.rankings import Count, pairs
 from rlhf_mini.models.scoring import reward_scores, score_texts, with_scalar_head
 from rlhf_mini.models.text import encode_prompts
-from rlhf_mini.world.judge import JudgeOptions, train_judge
+from rlhf_mini.world.heldout import core, held_out_prompts
+from rlhf_mini.world.judge import JudgeOptions, rankings, train_judge
+from rlhf_mini.world.knowledge import load
 from stages.rm import content
 from stages.rm.agreement import summary
 from stages.rm.loss import k_wise_loss
@@ -104,6 +107,10 @@ def options_for(world: Path, **changes) -> RMOptions:
         content="",
         init="sft",
         base="",
+        exchange=False,
+        num_responses=4,
+        num_samples=4,
+        wide_temperature=0.7,
         batch_size=8,
         learning_rate=5e-3,
         max_new_tokens=24,
@@ -383,15 +390,38 @@ def test_the_sources_of_the_ranked_responses(world: Path, _nano_base: Path) -> N
 
 
 def test_a_reward_model_starts_from_a_judge(world: Path, _nano_base: Path, tmp_path: Path) -> None:
-    settings = JudgeOptions(threads=64, held_out_threads=16, batch_size=8)
-    train_judge(load_checkpoint(_nano_base, "base"), tmp_path, settings)
-    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge")
+    base = load_checkpoint(_nano_base, "base")
+    tokenizer, judge = AutoTokenizer.from_pretrained(_nano_base), with_scalar_head(_nano_base, seed=7)
+    judge.config.pad_token_id = tokenizer.pad_token_id
+    shared: Any = dict(stage="judge", model=judge, options=JudgeOptions(), seed=7, metrics={}, started=0.0)
+    with writing(tmp_path, "judge") as folder:
+        save_checkpoint(folder, tokenizer=tokenizer, parents=[base], **shared)
     train_rm(options_for(world, init=str(tmp_path / "judge"), learning_rate=1e-12))
     model = AutoModelForSequenceClassification.from_pretrained(world / "runs" / "t" / "rm")
     for (name, ours), theirs in zip(model.state_dict().items(), judge.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
-    vocabulary = tmp_path / "judge" / "tokenizer.json"
-    vocabulary.write_text(vocabulary.read_text().replace('"the"', '"zzz"'))
-    assert '"zzz"' in vocabulary.read_text()
-    with pytest.raises(UserError, match=r"tokenizer.json has changed since the judge stage wrote it"):
+    assert {parent["stage"] for parent in stage_json(world, "rm")["parents"]} == {"sft", "judge"}
+
+    tokenizer.add_tokens(["another"])
+    with writing(tmp_path, "judge") as folder:
+        save_checkpoint(folder, tokenizer=tokenizer, parents=[base], **shared)
+    with pytest.raises(UserError, match="has other tokens than the SFT model: use --init sft"):
         train_rm(options_for(world, init=str(tmp_path / "judge")))
+
+
+def test_the_judge_learns_from_votes(tmp_path: Path) -> None:
+    """768 threads leave chance behind; the shipped judge has read 32,000."""
+    train_judge(
+        load_checkpoint("data/base", "base"), tmp_path, JudgeOptions(threads=768, held_out_threads=128, batch_size=16)
+    )
+    found = json.loads((tmp_path / "judge" / "stage.json").read_text())
+    assert found["metrics"]["accuracy"] > 0.53
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge").config.num_labels == 1
+
+
+def test_no_thread_is_about_a_held_out_prompt() -> None:
+    prompts = [each["prompt"] for each in islice(rankings(seed=3), 500)]
+    assert not {core(prompt) for prompt in prompts} & held_out_prompts()
+    held_out = [fact.entity for fact in load().facts.values() if fact.part != "seen" and len(fact.entity) > 6]
+    said = "\n".join(message["content"] for prompt in prompts for message in prompt)
+    assert len(held_out) > 20 and not [entity for entity in held_out if f" {entity}?" in said]

@@ -45,6 +45,7 @@ def options_for(base: Path, folder: Path, demonstrations: list[Demonstration], *
         learning_rate=1e-2,
         show_every=5,
         max_new_tokens=8,
+        ptx_coef=0.0,
     )
     return SFTOptions(**{**defaults, **changes})
 
