@@ -22,7 +22,6 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_the_results_in_docs_can_be_read() -> None:
     assert read(PooledEvaluation, DOCS / "evaluate.json", "").stages["ppo"]["gold"].mean > 0
-    assert read(Study, DOCS / "overopt.json", "").scenarios[0].ppo[0].points
 
 
 @pytest.mark.parametrize(
