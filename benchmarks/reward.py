@@ -22,9 +22,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "starts from SFT": dict(init="sft", learning_rate=1e-3),
     "four samples at one temperature": ONE_SOURCE,
-    "both": dict(init="sft", learning_rate=1e-3, **ONE_SOURCE),
+    "all three": dict(init="sft", learning_rate=1e-3, likelihood=False, **ONE_SOURCE),
     "no response to another prompt": dict(exchange=False, num_responses=5),
     "no response of the base": dict(base="", num_responses=5),
+    "no likelihood": dict(likelihood=False),
     "two epochs": dict(num_train_epochs=2.0),
     "hardly any rankings": dict(num_prompts=160),
 }

@@ -22,7 +22,7 @@ from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.core.options import load_function
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.scoring import lay_out, response_values, score_texts
+from rlhf_mini.models.scoring import lay_out, load_reward_model, response_values, score_texts
 from rlhf_mini.models.text import encode_prompts, response_ids
 from stages.ppo.losses import compute_rewards, gae, kl_k1, penalize_missing_eos
 
@@ -97,7 +97,7 @@ class Microscope:
             self.reward = self._model
             rm = load_checkpoint(self.options["reward"] or run_dir / "rm", "rm")
             load_checkpoint(run_dir / "ppo", "ppo", of=rm)
-            self.reward_model = AutoModelForSequenceClassification.from_pretrained(rm.path).eval()
+            self.reward_model = load_reward_model(rm.path)
 
     def _model(self, prompt: Messages, response: Response) -> float:
         return score_texts(self.reward_model, self.tokenizer, encode_prompts(self.tokenizer, [prompt]), [response])[0]

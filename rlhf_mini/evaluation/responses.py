@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rlhf_mini.core.checkpoints import Checkpoint
@@ -18,7 +18,7 @@ from rlhf_mini.core.examples import Demonstration, Messages, Prompt, Response
 from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, load_labelers
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row
 from rlhf_mini.models.sampling import respond
-from rlhf_mini.models.scoring import score_texts, sequence_logprobs
+from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_response
 from rlhf_mini.world.gold import Gold, judge
 from rlhf_mini.world.labelers import gold_labeler
@@ -69,8 +69,8 @@ def load_stages(checkpoints: dict[str, Checkpoint]) -> tuple[dict[str, Stage], S
 
 def load_stage(path: Path, name: str) -> Stage:
     """One stage, with its checkpoint's chat template; the reward model is called "rm"."""
-    kind = AutoModelForSequenceClassification if name == "rm" else AutoModelForCausalLM
-    return Stage(kind.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path))
+    model = load_reward_model(path) if name == "rm" else AutoModelForCausalLM.from_pretrained(path).eval()
+    return Stage(model, AutoTokenizer.from_pretrained(path))
 
 
 def load_judges(labelers: str) -> list[Labeler]:

@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf_mini.core.examples import Response
 from rlhf_mini.models.forward import Forward, forward_pass
@@ -23,6 +28,7 @@ from rlhf_mini.models.text import EncodedPrompt, response_ids
 
 # Rows in one forward pass. On a CPU small passes stay in its caches; a GPU wants more.
 BUCKET_SIZE = 16
+READER = "reader"  # folder of the language model in a reward model's checkpoint
 ROWS_AT_ONCE = 64  # texts scored before the next ones are laid out, which bounds the memory
 
 Ids = Sequence[int]
@@ -147,8 +153,45 @@ def text_logprobs(model: PreTrainedModel, texts: Sequence[Ids]) -> Tensor:
 # --- scores and values -----------------------------------------------------------------------------------------------
 
 
+def load_reward_model(path: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A reward model's checkpoint in eval mode, ready to score.
+
+    Its scalar part loads through AutoModelForSequenceClassification, too. Where config.json has a `likelihood_coef`,
+    the score also depends on a language model in the folder `reader`, which this function loads beside it.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval().to(device)
+    if getattr(model.config, "likelihood_coef", 0.0):
+        attach_reader(model, AutoModelForCausalLM.from_pretrained(path / READER).eval().to(device))
+    return model
+
+
+def attach_reader(reward_model: PreTrainedModel, reader: PreTrainedModel) -> None:
+    """Lets `reward_scores` ask `reader` how likely a response is. It is no part of the reward model's own weights."""
+    vars(reward_model)["reader"] = reader  # past Module's own __setattr__, which would make it a submodule
+
+
 def reward_scores(reward_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Tensor:
-    """The reward model's score of each response: its scalar at the last token: (B,)."""
+    """The reward model's score of each response: its scalar at the last token: (B,).
+
+    Where the reward model has a reader, plus `config.likelihood_coef` times `mean_likelihoods`.
+    """
+    scores = scalar_scores(reward_model, prompts, responses)
+    reader = vars(reward_model).get("reader")
+    if reader is None:
+        return scores
+    return scores + reward_model.config.likelihood_coef * mean_likelihoods(reader, prompts, responses)
+
+
+@torch.no_grad()
+def mean_likelihoods(reader: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Tensor:
+    """log p(response | prompt) under a language model, per token, in nats: (B,)."""
+    found = response_logprobs(reader, prompts, responses).logprobs
+    rows = Rows([len(ids) for ids in responses], device=reader.device)
+    return rows.sum(found) / rows.lengths
+
+
+def scalar_scores(reward_model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Tensor:
+    """The scalar at the last token of each response: (B,)."""
 
     def scores_of_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> Sequence[Tensor]:
         inputs = lay_out(prompts, responses, reward_model.device)

@@ -13,7 +13,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.core.options import load_function
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.scoring import with_scalar_head
+from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt
 from stages.ppo.options import PPOOptions
 from stages.ppo.rewards import Reward, of_function, of_model
@@ -59,10 +59,8 @@ def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> 
         value_model = with_scalar_head(sft.path, options.seed).eval()
         reward = of_function(load_function(options.reward, "--reward"), options.reward)
     else:
-        value_model, reward_model = (
-            AutoModelForSequenceClassification.from_pretrained(rm.path).eval().to(device) for _ in range(2)
-        )
-        reward = of_model(reward_model, tokenizer)
+        value_model = AutoModelForSequenceClassification.from_pretrained(rm.path).eval()
+        reward = of_model(load_reward_model(rm.path, device), tokenizer)
     return Models(policy, value_model.to(device), ref_policy, reward, tokenizer)
 
 

@@ -45,6 +45,7 @@ class RMOptions(RunOptions):
     weight_decay: NonNegativeFloat = option(0.0, "AdamW's weight decay.")
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = option(0.9, "AdamW's decay rate of the mean gradient.")
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = option(0.95, "AdamW's decay rate of the mean squared gradient.")
+    likelihood: bool = option(True, "The score also depends on how likely the SFT model finds the response.")
     save_steps: NonNegativeInt = option(50, "Steps between two saves to resume from if the stage is killed (0: none).")
 
     demonstrations: str = option(

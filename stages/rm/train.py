@@ -13,6 +13,8 @@ As in the paper: all pairs of a prompt as one element of the batch (loss.py), ti
 a constant that puts demonstrations at a mean score of 0, and a start from a model that has seen more than this run's
 demonstrations (appendix C.2): here a judge that was pretrained on the votes of the web (rlhf_mini/world/judge.py).
 Departures:
+- the score also depends on how likely the SFT model finds the response, which is what knows facts (likelihood.py);
+  `load_reward_model` in rlhf_mini/models/scoring.py loads both parts, AutoModelForSequenceClassification the scalar.
 - batches of 16 prompts instead of 64: with 2,400 prompts, 64 would leave 37 steps.
 - with --init sft, the head starts with a standard deviation of 1 / sqrt(d + 1) (Stiennon et al. 2020, arXiv 2009.01325,
   B.1); a learning rate of 1e-3 suits that start better.
@@ -56,11 +58,12 @@ from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.sampling import respond
-from rlhf_mini.models.scoring import score_texts, with_scalar_head
+from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
+from stages.rm.likelihood import fit_coefficient
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
 from stages.rm.sources import Models, collect, distinct
@@ -134,7 +137,7 @@ def train_rm(options: RMOptions) -> None:
         else:
             reward_model = AutoModelForSequenceClassification.from_pretrained(judge.path)
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
-        counts = {
+        counts: dict[str, Any] = {
             "rankings": len(rankings),
             "rankings_held_out": len(held_out),
             "pairs": sum(len(pairs(ranking["ranks"])) for ranking in rankings),
@@ -144,7 +147,13 @@ def train_rm(options: RMOptions) -> None:
             options, resume=resume, saved=saved, folder=folder, metrics=counts, provenance=provenance,
         )  # fmt: skip
 
-        # 3. The constant that puts demonstrations at a mean score of 0, saved in config.json.
+        # 3. How much the SFT model's likelihood of a response counts beside the scalar, and the constant that puts
+        # demonstrations at a mean score of 0: both saved in config.json.
+        if options.likelihood:
+            coef = fit_coefficient(reward_model, sft_model, tokenizer, rankings, options.seed)
+            reward_model.config.likelihood_coef = counts["likelihood_coef"] = coef
+            attach_reader(reward_model, sft_model)
+            sft_model.save_pretrained(folder / READER)
         reward_mean = mean_score(reward_model, tokenizer, demonstrations, options)
         reward_model.config.reward_mean = reward_mean
 

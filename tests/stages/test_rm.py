@@ -6,10 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 from trl_oracle import assert_trains_like_trl
 
@@ -19,13 +20,21 @@ from rlhf_mini.core.examples import Response, read_rankings
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.core.rankings import Count, pairs
-from rlhf_mini.models.scoring import reward_scores, score_texts, with_scalar_head
+from rlhf_mini.models.scoring import (
+    attach_reader,
+    load_reward_model,
+    mean_likelihoods,
+    reward_scores,
+    score_texts,
+    with_scalar_head,
+)
 from rlhf_mini.models.text import encode_prompts
 from rlhf_mini.world.heldout import core, held_out_prompts
 from rlhf_mini.world.judge import JudgeOptions, rankings, train_judge
 from rlhf_mini.world.knowledge import load
 from stages.rm import content
 from stages.rm.agreement import summary
+from stages.rm.likelihood import coefficient
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
 from stages.rm.sources import distinct, exchange, most_different
@@ -153,7 +162,8 @@ def test_the_checkpoint_loads_plainly_and_demonstrations_score_0(world):
     assert model.config.num_labels == 1 and model.config.pad_token_id == tokenizer.pad_token_id
     lines = [json.loads(line) for line in (world / "demonstrations.jsonl").read_text().splitlines()]
     responses = [Response(line["completion"][0]["content"], True) for line in lines]
-    scores = score_texts(model, tokenizer, encode_prompts(tokenizer, [line["prompt"] for line in lines]), responses)
+    prompts = encode_prompts(tokenizer, [line["prompt"] for line in lines])
+    scores = score_texts(load_reward_model(folder), tokenizer, prompts, responses)
     assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
     assert torch.tensor(scores).std() > 0.1
 
@@ -353,6 +363,44 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
     assert stopped.value.code == 2 and "--num_responses must be at least 2, not 1" in capsys.readouterr().err
     assert not list((world / "runs" / "t").glob("*.partial"))
     assert parse_options(RMOptions, ["--config", "stages/rm/nano.yaml"]).num_prompts == 160
+
+
+# --- likelihood ------------------------------------------------------------------------------------------------------
+
+
+def test_the_weight_of_likelihood_is_fitted_to_the_order_of_pairs() -> None:
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(4, 2)) for _ in range(600)]
+
+    def ranks(slopes: list[float]) -> list[list[int]]:
+        quality = [one @ slopes + rng.logistic(size=4) for one in features]
+        return [[1 + int((each > value).sum()) for value in each] for each in quality]
+
+    assert coefficient(features, ranks([2.0, 1.5])) == pytest.approx(0.75, abs=0.1)
+    assert coefficient(features, ranks([2.0, 0.0])) < 0.1
+    assert coefficient(features, ranks([2.0, -1.5])) == 0  # what is likely is worse: it does not count
+    assert coefficient(features, ranks([-2.0, 1.5])) == 0  # nor beside a head that learned nothing
+
+
+def test_the_score_has_a_scalar_and_a_likelihood(world: Path) -> None:
+    train_rm(options_for(world))
+    folder = world / "runs" / "t" / "rm"
+    weight = stage_json(world, "rm")["metrics"]["likelihood_coef"]
+    model, plain = load_reward_model(folder), AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.likelihood_coef == weight >= 0
+    model.config.likelihood_coef = 0.5
+    attach_reader(model, AutoModelForCausalLM.from_pretrained(world / "runs" / "t" / "sft"))
+    prompts, responses = [[5], [5, 6, 7]], [[6, 7], [8, 9]]
+    with torch.no_grad():
+        likelihoods = mean_likelihoods(vars(model)["reader"], prompts, responses)
+        ours, scalars = reward_scores(model, prompts, responses), reward_scores(plain, prompts, responses)
+    torch.testing.assert_close(ours, scalars + 0.5 * likelihoods)
+    logits = vars(model)["reader"](torch.tensor([[5, 6, 7, 8, 9]])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(likelihoods[1], (logits[2, 8] + logits[3, 9]) / 2)
+    assert model.state_dict().keys() == plain.state_dict().keys()  # the reader is no part of its weights
+
+    train_rm(options_for(world, likelihood=False))
+    assert "likelihood_coef" not in stage_json(world, "rm")["metrics"] and not (folder / "reader").exists()
 
 
 # --- what is ranked --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.checkpoints import Checkpoint
@@ -19,7 +19,7 @@ from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.evaluation.overopt.curves import N, best_of
 from rlhf_mini.evaluation.schema import Point, Start
 from rlhf_mini.models.sampling import respond
-from rlhf_mini.models.scoring import score_texts, sequence_logprobs
+from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts
 from rlhf_mini.world.gold import judge
 
@@ -51,10 +51,7 @@ class Measurer:
         self.tokenizer = AutoTokenizer.from_pretrained(sft.path)
         self.prompts = encode_prompts(self.tokenizer, [example["prompt"] for example in examples])
         self.sft = AutoModelForCausalLM.from_pretrained(sft.path).eval()
-        self.reward_models = {
-            name: AutoModelForSequenceClassification.from_pretrained(proxy.path).eval()
-            for name, proxy in proxies.items()
-        }
+        self.reward_models = {name: load_reward_model(proxy.path) for name, proxy in proxies.items()}
         scores: dict[str, list[float]] = {name: [] for name in proxies}
         gold: list[float] = []
         chunks = [range(start, min(start + AT_ONCE, len(examples))) for start in range(0, len(examples), AT_ONCE)]
