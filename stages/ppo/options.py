@@ -26,7 +26,7 @@ class PPOOptions(RunOptions):
     # Rollout
     updates: PositiveInt = option(60, "PPO iterations: each samples EPISODES responses and learns from them.")
     episodes: Annotated[int, Ge(8)] = option(
-        64, "Batch size: responses sampled in one iteration; at least 8, as advantages are whitened over them."
+        128, "Batch size: responses sampled in one iteration; at least 8, as advantages are whitened over them."
     )
     max_new_tokens: PositiveInt = option(48, "Tokens after which a response is truncated.")
     temperature: PositiveFloat = option(
@@ -40,7 +40,7 @@ class PPOOptions(RunOptions):
         "and responses and returns numbers; stages.ppo.rewards has examples.",
     )
     kl_coef: NonNegativeFloat = option(
-        0.03, "KL penalty: reward lost per nat of KL to the SFT model; with KL_TARGET, its initial value."
+        0.02, "KL penalty: reward lost per nat of KL to the SFT model; with KL_TARGET, its initial value."
     )
     kl_target: NonNegativeFloat = option(
         0.0, "Nats per response at which a controller holds the KL (0: KL_COEF is fixed)."
@@ -52,8 +52,8 @@ class PPOOptions(RunOptions):
     # Update
     num_ppo_epochs: PositiveInt = option(1, "Passes over the batch in one iteration, each in a new order.")
     num_minibatches: PositiveInt = option(4, "Optimizer steps in one pass.")
-    learning_rate: PositiveFloat = option(6e-4, "Peak learning rate of the policy; follows a cosine to 10 % of it.")
-    value_learning_rate: PositiveFloat = option(6e-4, "Peak learning rate of the value model; same schedule.")
+    learning_rate: PositiveFloat = option(5e-4, "Peak learning rate of the policy; follows a cosine to 10 % of it.")
+    value_learning_rate: PositiveFloat = option(5e-4, "Peak learning rate of the value model; same schedule.")
     warmup_updates: NonNegativeInt = option(10, "Iterations of linear warmup of both learning rates.")
     max_grad_norm: PositiveFloat = option(1.0, "Gradients are clipped to this norm, policy and value model separately.")
     gamma: Share = option(1.0, "Discount per token.")
@@ -72,7 +72,7 @@ class PPOOptions(RunOptions):
         0.5, "Weight of the language-model loss on PTX_TEXTS (0: plain PPO; InstructGPT: 27.8)."
     )
     ptx_texts: str = option("data/pretraining.jsonl", "JSONL of texts like those that the base model was trained on.")
-    ptx_batch_size: PositiveInt = option(16, "Texts in one optimizer step.")
+    ptx_batch_size: PositiveInt = option(6, "Texts in one optimizer step.")
 
     # Faults
     max_kl: NonNegativeFloat = option(

@@ -11,7 +11,7 @@ objective/scores rises, objective/kl stays below 15 nats, response/eos_rate is n
 that matter.
 
 Departures from the paper:
-- kl_coef is 0.03, not 0.02, and ptx_coef 0.5, not 27.8: both depend on the scale of score and loss.
+- ptx_coef is 0.5, not 27.8, which depends on the scale of score and loss; kl_coef happens to be the paper's 0.02.
 - temperature is 0.7, not 1, in sampling and in every log-probability: at 1, a model this small rarely makes sense.
 - the learning rates follow a cosine to 10 % instead of staying constant, which replaces an average of the weights.
   In a trial with an earlier base model, mean gold of three seeds on validation prompts was 0.87; with a constant rate

@@ -55,7 +55,7 @@ class OveroptOptions(RunOptions):
     )
     responses: PositiveInt = option(4, "Responses of each PPO policy to each prompt.")
 
-    kl_coefs: str = option("0.1,0.03,0.01,0.003", "PPO's kl_coef, comma-separated; one training each.")
+    kl_coefs: str = option("0.1,0.02,0.005,0.001", "PPO's kl_coef, comma-separated; one training each.")
     updates: PositiveInt = option(120, "Iterations of each training.")
     snapshot_steps: PositiveInt = option(
         2, "Iterations between two measurements for the first ten measurements; later five times as many."
