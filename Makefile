@@ -28,11 +28,11 @@ $(error RUN must be one word, the name of a folder under runs/)
 endif
 
 help:
-	@echo 'make sft rm ppo  all three stages, each from the checkpoint before it       2-6 min, 1.0 GB'
+	@echo 'make sft rm ppo  all three stages, each from the checkpoint before it       4-9 min, 1.1 GB'
 	@echo
-	@echo '  make sft       supervised fine-tuning of the base model on demonstrations 0.5-1 min, 1 GB'
-	@echo '  make rm        reward model, trained on rankings of sampled responses     0.8-1.5 min, 1 GB'
-	@echo '  make ppo       PPO against the reward model                               0.6-1.2 min, 1 GB'
+	@echo '  make sft       supervised fine-tuning of the base model on demonstrations 0.8-2 min, 1 GB'
+	@echo '  make rm        reward model, trained on rankings of sampled responses     1.5-3.5 min, 1 GB'
+	@echo '  make ppo       PPO against the reward model                               1.5-3.5 min, 1.1 GB'
 	@echo '  make compare   responses of base, SFT and PPO side by side and win rates  0.5 min, 0.9 GB'
 	@echo '  make evaluate  the same with more judges, ratings, baselines and probes   2-4 min, 0.9 GB'
 	@echo '  make report    an HTML report on a run, with a token microscope           10 s, 0.5 GB'
