@@ -31,6 +31,7 @@ def main() -> None:
         temperature=case.temperature,
         learning_rate=case.learning_rate,
         value_learning_rate=case.learning_rate,
+        ptx_coef=0.0,  # TRL's PPOTrainer mixes no texts in
     )
     models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)

@@ -12,9 +12,8 @@ is running, and after one has stopped. One line for each check:
     todo  there is nothing to check yet; the line says what to run
 
 Fix the stages in order: a fault in SFT or RM causes faults in PPO. The bounds fit the mini world's recipe and leave
-room: the three seeds in docs/results.md are well within them, but for one (`reading`): the default reward model hardly
-reads the prompt. With another reward or other data there can be good reasons to be outside. The exit status is 0 if
-nothing failed, 1 if something did, 2 if the command is wrong.
+room: the runs in docs/results.md are within them. With another reward or other data there can be good reasons to be
+outside. The exit status is 0 if nothing failed, 1 if something did, 2 if the command is wrong.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def page(
         "## Parts of the gold score, mean over the seeds",
         of_parts(summaries),
         "## Who beats whom",
-        "Means over the seeds, with intervals over prompts and seeds, which with three seeds are rather too narrow "
+        "Means over the seeds, with intervals over prompts and seeds, which with few seeds are rather too narrow "
         "([evaluation.md](evaluation.md)); a tie counts one half. The reward model judges "
         "its own run only, and PPO was trained to please it. Length-controlled: the win rate if both sides "
         "were equally long (Dubois et al. 2024)." + correlation(evaluation),
