@@ -1,7 +1,7 @@
 """Step 3, PPO (Ouyang et al. 2022, section 3.5 "Reinforcement learning (RL)" and appendix C.4).
 
     python -m stages.ppo                      # runs/default/sft + runs/default/rm -> runs/default/ppo
-    python -m stages.ppo --kl_coef 0.01       # a weaker KL penalty: the score rises, the responses degenerate
+    python -m stages.ppo --kl_coef 0          # no KL penalty: the policy goes further from SFT
     python -m stages.ppo --ptx_coef 0         # plain PPO: forgets more of what the base model knew
     python -m stages.ppo --reward stages.ppo.rewards:short    # any function of prompts and responses
 

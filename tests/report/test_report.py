@@ -284,7 +284,7 @@ def test_what_each_stage_computed(made: ReportOptions) -> None:
     assert training.flops == pytest.approx(6 * body * 3 * of_ranking)
     tokens = 8 * (sum(prompts) / 4 + 11) + 8 * (sum(prompts) / 4 + 12)  # two iterations of 8 responses
     by_head = sum(part.flops for part in work("ppo", checkpoints, iterations))
-    by_head -= 6 * (body + head) * 2 * 4 * 16 * text  # two iterations, four minibatches, 16 texts beside each
+    by_head -= 6 * (body + head) * 2 * 4 * 6 * text  # two iterations, four minibatches, six texts beside each
     assert by_head == pytest.approx(tokens * ((2 + 2 + 6) * (body + head) + (2 + 2 + 6) * body))
 
     *stages, total = costs(checkpoints, iterations, watts=36.0)
