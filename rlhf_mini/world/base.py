@@ -216,7 +216,9 @@ def gold_on_instructions(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.base", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder in which to write `base` and `judge` (default: data)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data"), help="where to write `base` and `judge` (default: data)"
+    )
     parser.add_argument(
         "--corpus_tokens", type=int, default=BaseOptions.corpus_tokens, help="length of the corpus, in tokens"
     )

@@ -119,7 +119,9 @@ def train_judge(base: Checkpoint, out: Path, options: JudgeOptions) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.world.judge", description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path("data/base"), help="base to start from (default: data/base)")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder in which to write `judge` (default: data)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data"), help="folder in which to write `judge` (default: data)"
+    )
     parser.add_argument("--threads", type=int, default=JudgeOptions.threads, help="threads to train on")
     parser.add_argument("--seed", type=int, default=JudgeOptions.seed, help="random seed of threads and head")
     arguments = parser.parse_args()
