@@ -33,7 +33,7 @@ from rlhf_mini.world.gold import judge
 from rlhf_mini.world.heldout import held_out_prompts, without
 from rlhf_mini.world.judge import JudgeOptions, train_judge
 from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
-from rlhf_mini.world.muon import Muon
+from rlhf_mini.world.muon import optimizers
 
 EOS, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
 # A chat looks like a forum thread in the corpus ("anna: What is ...?", a new line, "ben: The ..."), with a token in
@@ -133,10 +133,7 @@ def pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, options: BaseOptions,
 
     Muon trains the matrices of the transformer blocks; on this corpus it needs about a third fewer tokens than AdamW.
     """
-    matrices = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
-    rest = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
-    muon = Muon(matrices, lr=options.muon_learning_rate, weight_decay=0.01)
-    adamw = torch.optim.AdamW(rest, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    muon, adamw = optimizers(model, options.muon_learning_rate, options.learning_rate)
     generator = torch.Generator().manual_seed(options.seed)
     batches = torch.randperm(len(blocks), generator=generator).split(options.batch_size)
 

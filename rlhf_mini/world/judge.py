@@ -33,7 +33,7 @@ from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import WebMaker
 from rlhf_mini.world.heldout import SPLITS, core, held_out_prompts
 from rlhf_mini.world.knowledge import DATA, load
-from rlhf_mini.world.muon import Muon
+from rlhf_mini.world.muon import optimizers
 from rlhf_mini.world.tasks import text_of
 from rlhf_mini.world.votes import thread
 from stages.rm.train import Example, encode, objective
@@ -67,10 +67,7 @@ def rankings(seed: int) -> Iterator[Ranking]:
 
 def pretrain(model: PreTrainedModel, examples: list[Example], options: JudgeOptions, log: MetricsLog) -> None:
     """One pass over the threads with the K-wise loss; cosine to 10 %."""
-    blocks = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
-    rest = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
-    muon = Muon(blocks, lr=options.muon_learning_rate, weight_decay=0.01)
-    adamw = torch.optim.AdamW(rest, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    muon, adamw = optimizers(model, options.muon_learning_rate, options.learning_rate)
     steps = len(examples) // options.batch_size
     factor = partial(warmup_cosine, steps=steps, warmup_steps=options.warmup_steps)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (muon, adamw)]

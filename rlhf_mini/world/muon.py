@@ -52,3 +52,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
+
+
+def optimizers(
+    model: torch.nn.Module, muon_learning_rate: float, learning_rate: float
+) -> tuple[Muon, torch.optim.Optimizer]:
+    """Muon for the matrices of a GPT-2's blocks, and AdamW for the rest: embeddings, biases, layer norms and heads."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if ".h." in name and p.dim() == 2]
+    rest = [p for name, p in named if not (".h." in name and p.dim() == 2)]
+    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return Muon(matrices, lr=muon_learning_rate, weight_decay=0.01), adamw
