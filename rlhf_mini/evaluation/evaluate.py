@@ -5,10 +5,9 @@
 
 It does what `rlhf_mini.evaluation.compare` does for each run, and adds win rates of every pair by four judges (gold,
 one that compares with reference answers, the held-out labelers, the run's own reward model), length-controlled win
-rates, Bradley-Terry ratings over all pairs,
-probes (truth, invention, harm, tone, and what the stages forgot of the base), baselines (the gold that cheaper things
-than PPO reach) and diversity. The reward model also orders pairs with the same manners and different content. Judges
-never learn which stage wrote what they judge.
+rates, Bradley-Terry ratings over all pairs, probes (truth, invention, harm, tone, and what the stages forgot of the
+base), baselines (the gold that cheaper things than PPO reach) and diversity. The reward model also orders pairs with
+the same manners and different content. Judges never learn which stage wrote what they judge.
 
 What to inspect: the win rates first. The judge that PPO was trained on (rm) should like PPO more than the others do,
 but should not contradict them. Then the baselines: what a page of string rules or best-of-16 reaches as well is no
