@@ -36,7 +36,8 @@ from rlhf_mini.world.knowledge import DATA, load
 from rlhf_mini.world.muon import optimizers
 from rlhf_mini.world.tasks import text_of
 from rlhf_mini.world.votes import thread
-from stages.rm.train import Example, encode, objective
+from stages.rm.rankings import Example, encode
+from stages.rm.train import objective
 
 
 @dataclass

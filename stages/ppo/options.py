@@ -52,9 +52,11 @@ class PPOOptions(RunOptions):
     # Update
     num_ppo_epochs: PositiveInt = option(1, "Passes over the batch in one iteration, each in a new order.")
     num_minibatches: PositiveInt = option(4, "Optimizer steps in one pass.")
-    learning_rate: PositiveFloat = option(5e-4, "Peak learning rate of the policy; follows a cosine to 10 % of it.")
-    value_learning_rate: PositiveFloat = option(5e-4, "Peak learning rate of the value model; same schedule.")
-    warmup_updates: NonNegativeInt = option(10, "Iterations of linear warmup of both learning rates.")
+    learning_rate: PositiveFloat = option(3e-4, "Peak learning rate of the policy; follows a cosine to 10 % of it.")
+    value_learning_rate: PositiveFloat = option(
+        1e-3, "Peak learning rate of the value model; the same cosine, without warmup."
+    )
+    warmup_updates: NonNegativeInt = option(10, "Iterations of linear warmup of the policy's learning rate.")
     max_grad_norm: PositiveFloat = option(1.0, "Gradients are clipped to this norm, policy and value model separately.")
     gamma: Share = option(1.0, "Discount per token.")
     gae_lambda: Share = option(0.95, "GAE's lambda: trades bias (0) against variance (1) of the advantages.")

@@ -113,9 +113,9 @@ class Learner:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.kl_coef = options.kl_coef
 
-    def set_rates(self, share: float) -> None:
-        """The learning rates of the next iteration: a share of their peaks."""
-        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+    def set_rates(self, *shares: float) -> None:
+        """The learning rates of policy and value model in the next iteration, as shares of their peaks."""
+        for optimizer, peak, share in zip(self.optimizers, self.peaks, shares, strict=True):
             optimizer.param_groups[0]["lr"] = share * peak
 
     def update_average(self) -> None:
@@ -173,7 +173,8 @@ class PPORun:
         for update in range(self.update + 1, options.updates + 1):
             self.update = update
             clock = time.perf_counter()
-            learner.set_rates(warmup_cosine(update - 1, options.updates - 1, options.warmup_updates))
+            # The value model starts at once: without it, advantages are noise.
+            learner.set_rates(*(warmup_cosine(update - 1, options.updates - 1, n) for n in (options.warmup_updates, 0)))
             yield next(prompts)
             learner.update_average()
             if options.kl_target > 0:

@@ -1,4 +1,4 @@
-"""How much it counts, beside the scalar head, how likely the SFT model finds a response.
+"""How much it counts, beside the scalar head, how likely the SFT model finds the response.
 
 A language model of this size knows facts only in its last layer: what it would have said is clear where nothing can
 compare it with what was said. So the head learns relevance, refusals and admissions from rankings, but not whether
@@ -6,68 +6,52 @@ France's capital is Paris or Lyon. The likelihood of a response under the SFT mo
 
     score(x, y) = scalar(x, y) + likelihood_coef * mean_t log p_SFT(y_t | x, y_<t)
 
-The coefficient is fitted on rankings, after the head was trained: a logistic regression of the order of each pair on
-the differences of both features (Bradley and Terry 1952). The pairs of a ranking share the weight of one.
+The coefficient is learned with the head, by the same loss, so that the head learns what likelihood does not say.
 """
 
-import random
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rlhf_mini.core.examples import Ranking
-from rlhf_mini.core.rankings import pairs
-from rlhf_mini.models.scoring import mean_likelihoods, scalar_scores
-from rlhf_mini.models.text import encode_prompts, encode_response
+from rlhf_mini.core.console import track
+from rlhf_mini.models.scoring import mean_likelihoods
+from stages.rm.rankings import Example
 
-FITTED = 500  # rankings
-AT_ONCE = 64  # rankings in memory
+NAME = "likelihood"  # of the reward model's parameter, while it trains
+# Adam moves each parameter by about the learning rate, whatever its size. This one has to go from 0 to about 1 in 150
+# steps, so it is the coefficient in hundreds.
+UNIT = 100.0
+ROWS_AT_ONCE = 1024  # between two steps of the progress bar
 
 
-def fit_coefficient(
-    reward_model: PreTrainedModel, sft_model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Ranking],
-    seed: int,
-) -> float:  # fmt: skip
-    """`likelihood_coef`, in units of the scalar per nat; 0 where likelihood does not help."""
-    some = random.Random(seed).sample(list(rankings), min(FITTED, len(rankings)))
-    features = [
-        features_of(reward_model, sft_model, tokenizer, some[at : at + AT_ONCE]) for at in range(0, len(some), AT_ONCE)
+def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
+    """The examples with the mean log-likelihood of their responses."""
+    prompts = [ids[: example.prompt_length] for example in examples for ids in example.input_ids]
+    responses = [ids[example.prompt_length :] for example in examples for ids in example.input_ids]
+    found = [
+        mean_likelihoods(sft_model, prompts[at : at + ROWS_AT_ONCE], responses[at : at + ROWS_AT_ONCE])
+        for at in track(range(0, len(prompts), ROWS_AT_ONCE), "rm: likelihood of the responses")
     ]
-    return coefficient([one for chunk in features for one in chunk], [ranking["ranks"] for ranking in some])
+    groups = torch.cat(found).split([len(example.ranks) for example in examples])
+    return [example._replace(likelihoods=group.tolist()) for example, group in zip(examples, groups, strict=True)]
 
 
-@torch.no_grad()
-def features_of(
-    reward_model: PreTrainedModel, sft_model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Ranking]
-) -> list[np.ndarray]:
-    """Scalar and mean log-likelihood of each response of each ranking: (K, 2) each."""
-    encoded = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
-    numbers = [len(ranking["responses"]) for ranking in rankings]
-    prompts = [prompt.ids for prompt, number in zip(encoded, numbers, strict=True) for _ in range(number)]
-    responses = [
-        encode_response(tokenizer, text, ended)
-        for ranking in rankings
-        for text, ended in zip(ranking["responses"], ranking.get("ended", [True] * len(ranking["ranks"])), strict=True)
-    ]
-    scalars, likelihoods = (
-        scalar_scores(reward_model, prompts, responses),
-        mean_likelihoods(sft_model, prompts, responses),
-    )
-    both = torch.stack([scalars, likelihoods], dim=1).double().cpu().numpy()  # (M, 2)
-    return np.split(both, np.cumsum(numbers)[:-1])
+def add_coefficient(reward_model: PreTrainedModel) -> None:
+    """Gives the reward model a parameter for the coefficient, at 0."""
+    reward_model.register_parameter(NAME, nn.Parameter(torch.zeros((), device=reward_model.device)))
 
 
-def coefficient(features: Sequence[np.ndarray], ranks: Sequence[Sequence[int]]) -> float:
-    """The second feature's weight over the first one's. `features` (K, 2) and `ranks` (K,) of each ranking."""
-    differences, weights = [], []
-    for of_ranking, order in zip(features, ranks, strict=True):
-        for better, worse in pairs(order):
-            differences.append(of_ranking[better] - of_ranking[worse])
-            weights.append(2 / (len(order) * (len(order) - 1)))
-    x, w = np.array(differences), np.array(weights)  # (P, 2), (P,)
-    scalar, likelihood = minimize(lambda slopes: (w * np.logaddexp(0, -x @ slopes)).sum(), np.zeros(2)).x
-    return float(max(0.0, likelihood / scalar)) if scalar > 0 else 0.0
+def take_coefficient(reward_model: PreTrainedModel) -> float:
+    """Takes that parameter away, which no architecture of transformers has, and returns the coefficient."""
+    coef = UNIT * reward_model.get_parameter(NAME).item()
+    delattr(reward_model, NAME)
+    return coef
+
+
+def term(reward_model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
+    """What likelihood adds to the scores of the M responses of a batch, 0 without `add_coefficient`: (M,)."""
+    likelihoods = [each for example in batch for each in example.likelihoods or [0.0] * len(example.ranks)]
+    coef = UNIT * getattr(reward_model, NAME, torch.zeros(()))
+    return coef * torch.tensor(likelihoods, device=reward_model.device)

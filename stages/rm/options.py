@@ -19,7 +19,7 @@ class RMOptions(RunOptions):
     prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")
     num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
     num_responses: Annotated[int, Ge(2), Le(9)] = option(6, "K, ranked responses to each prompt (InstructGPT: 4 to 9).")
-    num_samples: Annotated[int, Ge(2)] = option(8, "Samples for each prompt, of which the most different are ranked.")
+    num_samples: Annotated[int, Ge(2)] = option(6, "Samples for each prompt, of which the most different are ranked.")
     max_new_tokens: PositiveInt = option(48, "Longest response that is sampled.")
     temperature: PositiveFloat = option(0.7, "Temperature of the first half of the samples (InstructGPT: 1).")
     wide_temperature: PositiveFloat = option(1.0, "Temperature of the second half, which differ more.")

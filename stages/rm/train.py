@@ -28,7 +28,7 @@ Shapes: B prompts of a batch, K the most responses to one of them, M all their r
 import random
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,6 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
-    Prompt,
     Ranking,
     Response,
     read_demonstrations,
@@ -53,36 +52,23 @@ from rlhf_mini.core.examples import (
     read_rankings,
 )
 from rlhf_mini.core.files import write_jsonl
-from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
+from rlhf_mini.core.rankings import load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
-from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts
 from rlhf_mini.training.loop import Objective, train
-from stages.rm import content
+from stages.rm import content, likelihood
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
-from stages.rm.likelihood import fit_coefficient
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
+from stages.rm.rankings import Example, as_responses, encode, rank, split_by_prompt
 from stages.rm.sources import Models, collect, distinct
 
 T = TypeVar("T")
 VALIDATION_SAMPLES = 4  # to a prompt
-
-
-class Example(NamedTuple):
-    """A ranking in tokens."""
-
-    input_ids: list[list[int]]
-    """(K, tokens): each response after its prompt."""
-    ranks: list[int]
-    """(K,)."""
-
-    @property
-    def length(self) -> int:
-        return max(len(ids) for ids in self.input_ids)
 
 
 def train_rm(options: RMOptions) -> None:
@@ -142,15 +128,19 @@ def train_rm(options: RMOptions) -> None:
             "rankings_held_out": len(held_out),
             "pairs": sum(len(pairs(ranking["ranks"])) for ranking in rankings),
         }
+        examples = encode(reward_model, tokenizer, rankings)
+        if options.likelihood:
+            likelihood.add_coefficient(reward_model)
+            examples = likelihood.of_examples(sft_model, examples)
         train(
-            reward_model, encode(reward_model, tokenizer, rankings), lambda batch: objective(reward_model, batch),
-            options, resume=resume, saved=saved, folder=folder, metrics=counts, provenance=provenance,
+            reward_model, examples, lambda batch: objective(reward_model, batch), options,
+            resume=resume, saved=saved, folder=folder, metrics=counts, provenance=provenance,
         )  # fmt: skip
 
-        # 3. How much the SFT model's likelihood of a response counts beside the scalar, and the constant that puts
-        # demonstrations at a mean score of 0: both saved in config.json.
+        # 3. What config.json keeps beside the scalar: how much the SFT model's likelihood of a response counts, and the
+        # constant that puts demonstrations at a mean score of 0.
         if options.likelihood:
-            coef = fit_coefficient(reward_model, sft_model, tokenizer, rankings, options.seed)
+            coef = likelihood.take_coefficient(reward_model)
             reward_model.config.likelihood_coef = counts["likelihood_coef"] = coef
             attach_reader(reward_model, sft_model)
             sft_model.save_pretrained(folder / READER)
@@ -195,15 +185,16 @@ def objective(model: PreTrainedModel, batch: Sequence[Example]) -> Objective:
 
 
 def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
-    """The score of each of the M responses of a batch: the scalar at its last token. (M,)."""
+    """The score of each of the M responses of a batch: the scalar at its last token, and its likelihood. (M,)."""
     responses = [ids for example in batch for ids in example.input_ids]
     rows = Rows([len(ids) for ids in responses], device=model.device)
     input_ids = torch.tensor([token for ids in responses for token in ids], device=model.device)  # (N,)
     with forward_pass(model) as forward:
-        return forward(input_ids, rows, keep=rows.last).squeeze(-1).float()
+        scalars = forward(input_ids, rows, keep=rows.last).squeeze(-1).float()
+    return scalars + likelihood.term(model, batch)
 
 
-# --- rankings --------------------------------------------------------------------------------------------------------
+# --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def first(examples: list[T], number: int) -> list[T]:
@@ -238,78 +229,6 @@ def validation_groups(
     )
     starts = range(0, len(responses), VALIDATION_SAMPLES)
     return [distinct(responses[start : start + VALIDATION_SAMPLES]) for start in starts]
-
-
-def rank(
-    prompts: Sequence[Prompt], groups: Sequence[list[Response]], labelers: Sequence[Labeler], seed: int
-) -> list[Ranking]:
-    """The groups ranked, each by one labeler drawn by `seed`. A prompt with fewer than two responses is left out."""
-    rng = random.Random(seed)
-    rankings: list[Ranking] = []
-    for prompt, responses in zip(prompts, groups, strict=True):
-        labeler = rng.choice(labelers)
-        if len(responses) < 2:
-            continue
-        rankings.append(
-            {
-                **prompt,
-                "responses": [response.text for response in responses],
-                "ended": [response.ended for response in responses],
-                "ranks": labeler.rank(prompt, responses),
-                "labeler": labeler.name,
-            }
-        )
-    return rankings
-
-
-def as_responses(ranking: Ranking) -> list[Response]:
-    """A ranking's texts, without tokens: training uses what rankings.jsonl says, wherever it comes from."""
-    ended = ranking.get("ended", [True] * len(ranking["responses"]))
-    return [Response(text, end) for text, end in zip(ranking["responses"], ended, strict=True)]
-
-
-def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
-    """Rankings to train on and held-out rankings. All rankings of one prompt are on the same side.
-
-    Raises:
-        UserError: there is only one prompt.
-    """
-    texts = ["\n".join(message["content"] for message in ranking["prompt"]) for ranking in rankings]
-    prompts = list(dict.fromkeys(texts))
-    if len(prompts) < 2:
-        raise UserError(
-            "the rankings are all of one prompt: rank responses to at least two, one is held out for evaluation"
-        )
-    held_out = set(random.Random(seed).sample(prompts, max(1, round(share * len(prompts)))))
-    train_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text not in held_out]
-    measure_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text in held_out]
-    return train_on, measure_on
-
-
-def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Ranking]) -> list[Example]:
-    """The rankings in tokens. Those that order no pair are left out.
-
-    Raises:
-        UserError: a response is longer than the model's context, or there is no pair at all.
-    """
-    examples = []
-    positions = context_length(model)
-    prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
-    for ranking, prompt in zip(rankings, prompts, strict=True):
-        if not pairs(ranking["ranks"]):
-            continue
-        responses = [encode_response(tokenizer, each.text, each.ended) for each in as_responses(ranking)]
-        example = Example([prompt.ids + ids for ids in responses], ranking["ranks"])
-        if positions is not None and example.length > positions:
-            beginning = ranking["prompt"][-1]["content"][:60]
-            raise UserError(
-                f"the ranking whose prompt begins {beginning!r} has a response that makes {example.length} tokens with "
-                f"the prompt, but the model's context has {positions}: shorten it"
-            )
-        examples.append(example)
-    if not examples:
-        raise UserError("there is nothing to learn from: in all rankings the responses are alike or tied")
-    return examples
 
 
 # --- normalization ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class SFTOptions(RunOptions):
         0.3, "Weight of the language-model loss on PTX_TEXTS in each step (0: demonstrations alone)."
     )
     ptx_texts: str = option("data/pretraining.jsonl", "JSONL of texts like those that the base model was trained on.")
-    ptx_batch_size: PositiveInt = option(12, "Texts in one step, beside BATCH_SIZE demonstrations.")
+    ptx_batch_size: PositiveInt = option(8, "Texts in one step, beside BATCH_SIZE demonstrations.")
 
     show_every: int = option(50, "Steps between two sampled responses on the console (0: none).")
     max_new_tokens: PositiveInt = option(48, "Longest response that is sampled to be shown.")

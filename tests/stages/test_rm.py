@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -32,13 +31,13 @@ from rlhf_mini.models.text import encode_prompts
 from rlhf_mini.world.heldout import core, held_out_prompts
 from rlhf_mini.world.judge import JudgeOptions, rankings, train_judge
 from rlhf_mini.world.knowledge import load
-from stages.rm import content
+from stages.rm import content, likelihood
 from stages.rm.agreement import summary
-from stages.rm.likelihood import coefficient
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
+from stages.rm.rankings import encode, rank, split_by_prompt
 from stages.rm.sources import distinct, exchange, most_different
-from stages.rm.train import encode, objective, rank, split_by_prompt, train_rm
+from stages.rm.train import objective, score_responses, train_rm
 from stages.sft.options import SFTOptions
 from stages.sft.train import train_sft
 
@@ -115,6 +114,7 @@ def options_for(world: Path, **changes) -> RMOptions:
         gold_labeler=toy,
         content="",
         init="sft",
+        likelihood=False,
         base="",
         exchange=False,
         num_responses=4,
@@ -368,26 +368,49 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
 # --- likelihood ------------------------------------------------------------------------------------------------------
 
 
-def test_the_weight_of_likelihood_is_fitted_to_the_order_of_pairs() -> None:
-    rng = np.random.default_rng(0)
-    features = [rng.normal(size=(4, 2)) for _ in range(600)]
+def test_the_weight_of_likelihood_is_learned_by_the_same_loss(world: Path) -> None:
+    folder = world / "runs" / "t" / "sft"
+    tokenizer, sft = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    model = with_scalar_head(folder, seed=0).eval()
+    rankings = [
+        ranking(1, ["it is", "green", "is is is it"], [1, 2, 3], ended=[True, False, True]),
+        ranking(2222, ["it", "green green"], [2, 1]),
+    ]
+    plain = encode(model, tokenizer, rankings)
+    examples = likelihood.of_examples(sft, plain)
+    prompt_ids = encode_prompts(tokenizer, [rankings[1]["prompt"]])[0].ids
+    logprobs = sft(torch.tensor([examples[1].input_ids[0]])).logits[0].log_softmax(-1)
+    answer = examples[1].input_ids[0][len(prompt_ids) :]
+    expected = [logprobs[len(prompt_ids) - 1 + at, token].item() for at, token in enumerate(answer)]
+    assert answer[-1] == tokenizer.eos_token_id and len(answer) > 1
+    assert examples[1].likelihoods and examples[1].likelihoods[0] == pytest.approx(
+        sum(expected) / len(expected), abs=1e-5
+    )
 
-    def ranks(slopes: list[float]) -> list[list[int]]:
-        quality = [one @ slopes + rng.logistic(size=4) for one in features]
-        return [[1 + int((each > value).sum()) for value in each] for each in quality]
+    with torch.no_grad():
+        scalars = score_responses(model, plain)
+        torch.testing.assert_close(score_responses(model, examples), scalars)  # without a coefficient it adds nothing
+    likelihood.add_coefficient(model)
+    model.likelihood.data.fill_(0.02)
+    each = torch.tensor([value for example in examples for value in example.likelihoods or []])
+    torch.testing.assert_close(score_responses(model, examples).detach(), scalars + 2 * each)
 
-    assert coefficient(features, ranks([2.0, 1.5])) == pytest.approx(0.75, abs=0.1)
-    assert coefficient(features, ranks([2.0, 0.0])) < 0.1
-    assert coefficient(features, ranks([2.0, -1.5])) == 0  # what is likely is worse: it does not count
-    assert coefficient(features, ranks([-2.0, 1.5])) == 0  # nor beside a head that learned nothing
+    for order, sign in (([1, 2, 3], 1), ([3, 2, 1], -1)):  # what is likely is better; what is likely is worse
+        made = plain[0]._replace(ranks=order, likelihoods=[-1.0, -2.0, -3.0])
+        model.likelihood.data.zero_()
+        (slope,) = torch.autograd.grad(objective(model, [made]).loss, model.likelihood)
+        assert slope.item() * sign < 0
+    model.likelihood.data.fill_(0.02)
+    assert likelihood.take_coefficient(model) == pytest.approx(2.0)
+    assert model.state_dict().keys() == with_scalar_head(folder, seed=0).state_dict().keys()
 
 
 def test_the_score_has_a_scalar_and_a_likelihood(world: Path) -> None:
-    train_rm(options_for(world))
+    train_rm(options_for(world, likelihood=True))
     folder = world / "runs" / "t" / "rm"
     weight = stage_json(world, "rm")["metrics"]["likelihood_coef"]
     model, plain = load_reward_model(folder), AutoModelForSequenceClassification.from_pretrained(folder)
-    assert model.config.likelihood_coef == weight >= 0
+    assert model.config.likelihood_coef == weight != 0
     model.config.likelihood_coef = 0.5
     attach_reader(model, AutoModelForCausalLM.from_pretrained(world / "runs" / "t" / "sft"))
     prompts, responses = [[5], [5, 6, 7]], [[6, 7], [8, 9]]
@@ -399,7 +422,7 @@ def test_the_score_has_a_scalar_and_a_likelihood(world: Path) -> None:
     torch.testing.assert_close(likelihoods[1], (logits[2, 8] + logits[3, 9]) / 2)
     assert model.state_dict().keys() == plain.state_dict().keys()  # the reader is no part of its weights
 
-    train_rm(options_for(world, likelihood=False))
+    train_rm(options_for(world))
     assert "likelihood_coef" not in stage_json(world, "rm")["metrics"] and not (folder / "reader").exists()
 
 
