@@ -35,7 +35,7 @@ def main() -> None:
     )
     models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
-    learner.set_rates(1.0)
+    learner.set_rates(1.0, 1.0)
     batches = case.batches(encode_prompts(models.tokenizer, case.prompts))  # encoded once, as in the stage
     line.ready()
     while True:

@@ -117,12 +117,13 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
             sum(prompt_length(example) + response_length(text) for text in example["responses"]) for example in some
         )
         training = Work("training", 6, scalar_model, metrics["rankings"] * options["num_train_epochs"] * length)
+        read = [Work("likelihood", 2, language_model, metrics["rankings"] * length)] if options["likelihood"] else []
         rankings = metrics["rankings"] + metrics["rankings_held_out"]
         # All samples are as long as those that were ranked, more or less.
         samples = options["num_samples"] + bool(options["base"]) if "num_samples" in options else None
         share = samples / ranked if samples else 1.0
         sampling = Work("sampling", 2, language_model, rankings * length * share)
-        return [training] if options["rankings"] else [sampling, training]
+        return [*([] if options["rankings"] else [sampling]), *read, training]
     prompt = mean(prompt_length(example) for example in drawn(read_prompts(options["prompts"])))
     tokens = sum(options["episodes"] * (prompt + iteration["response/length"]) for iteration in iterations)
     ptx = []

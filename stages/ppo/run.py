@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ class Learner:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.kl_coef = options.kl_coef
 
-    def set_rates(self, *shares: float) -> None:
-        """The learning rates of policy and value model in the next iteration, as shares of their peaks."""
-        for optimizer, peak, share in zip(self.optimizers, self.peaks, shares, strict=True):
+    def set_rates(self, policy: float, value_model: float) -> None:
+        """The learning rates of the next iteration, as shares of their peaks."""
+        for optimizer, peak, share in zip(self.optimizers, self.peaks, (policy, value_model), strict=True):
             optimizer.param_groups[0]["lr"] = share * peak
 
     def update_average(self) -> None:
@@ -173,8 +174,9 @@ class PPORun:
         for update in range(self.update + 1, options.updates + 1):
             self.update = update
             clock = time.perf_counter()
-            # The value model starts at once: without it, advantages are noise.
-            learner.set_rates(*(warmup_cosine(update - 1, options.updates - 1, n) for n in (options.warmup_updates, 0)))
+            # No warmup for the value model: until it has learned, advantages are noise.
+            schedule = partial(warmup_cosine, update - 1, options.updates - 1)
+            learner.set_rates(policy=schedule(options.warmup_updates), value_model=schedule(0))
             yield next(prompts)
             learner.update_average()
             if options.kl_target > 0:
@@ -185,7 +187,8 @@ class PPORun:
                     options.kl_horizon,
                     options.episodes,
                 )
-            self.metrics["learning_rate"] = learner.optimizers[0].param_groups[0]["lr"]
+            for name, optimizer in zip(("learning_rate", "value_learning_rate"), learner.optimizers, strict=True):
+                self.metrics[name] = optimizer.param_groups[0]["lr"]
             self.metrics["episodes_per_second"] = options.episodes / (time.perf_counter() - clock)
             self.log.log(update, **self.metrics)
             metrics.show(update, self.metrics, options, self.batch)

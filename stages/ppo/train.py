@@ -13,6 +13,7 @@ that matter.
 Departures from the paper:
 - ptx_coef is 0.5, not 27.8, which depends on the scale of score and loss; kl_coef happens to be the paper's 0.02.
 - temperature is 0.7, not 1, in sampling and in every log-probability: at 1, a model this small rarely makes sense.
+- the value model has no warmup (docs/ppo.md says why), and its learning rate is higher.
 - the learning rates follow a cosine to 10 % instead of staying constant, which replaces an average of the weights.
   In a trial with an earlier base model, mean gold of three seeds on validation prompts was 0.87; with a constant rate
   it was 0.83 after 45 iterations and 0.81 after 90.

@@ -1,4 +1,4 @@
-"""How much it counts, beside the scalar head, how likely the SFT model finds the response.
+"""The second part of the score: how likely the SFT model finds the response.
 
 A language model of this size knows facts only in its last layer: what it would have said is clear where nothing can
 compare it with what was said. So the head learns relevance, refusals and admissions from rankings, but not whether
@@ -20,9 +20,10 @@ from rlhf_mini.models.scoring import mean_likelihoods
 from stages.rm.rankings import Example
 
 NAME = "likelihood"  # of the reward model's parameter, while it trains
-# Adam moves each parameter by about the learning rate, whatever its size. This one has to go from 0 to about 1 in 150
-# steps, so it is the coefficient in hundreds.
+# Adam moves each parameter by about the learning rate, whatever its size. That is too little for a coefficient of about
+# 1, so the parameter is in hundreds.
 UNIT = 100.0
+START = 1.0  # a few rankings do not move it far
 ROWS_AT_ONCE = 1024  # between two steps of the progress bar
 
 
@@ -39,12 +40,15 @@ def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> list
 
 
 def add_coefficient(reward_model: PreTrainedModel) -> None:
-    """Gives the reward model a parameter for the coefficient, at 0."""
-    reward_model.register_parameter(NAME, nn.Parameter(torch.zeros((), device=reward_model.device)))
+    """Gives the reward model a parameter for the coefficient."""
+    parameter = nn.Parameter(torch.tensor(START / UNIT, device=reward_model.device))
+    parameter.register_hook(lambda gradient: gradient / UNIT)  # that of the coefficient, so that clipping sees no other
+    reward_model.register_parameter(NAME, parameter)
+    reward_model._keys_to_ignore_on_save = [NAME]  # no class of transformers knows it: config.json has it
 
 
 def take_coefficient(reward_model: PreTrainedModel) -> float:
-    """Takes that parameter away, which no architecture of transformers has, and returns the coefficient."""
+    """Removes that parameter and returns the coefficient; negative if labelers like what is unlikely."""
     coef = UNIT * reward_model.get_parameter(NAME).item()
     delattr(reward_model, NAME)
     return coef

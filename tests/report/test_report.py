@@ -276,11 +276,12 @@ def test_what_each_stage_computed(made: ReportOptions) -> None:
     sft, mixed_in = work("sft", checkpoints, iterations)
     assert sft.flops == 6 * (body + head) * 2 * (sum(prompts) + 4 * green)  # two epochs
     text = len(tokenizer("The moon is green.")["input_ids"]) + 2
-    assert mixed_in.flops == 6 * (body + head) * (2 * 4 / 32) * 12 * text  # 12 beside a batch of 32
-    sampling, training = work("rm", checkpoints, iterations)
+    assert mixed_in.flops == 6 * (body + head) * (2 * 4 / 32) * 8 * text  # 8 beside a batch of 32
+    sampling, likelihood, training = work("rm", checkpoints, iterations)
     of_ranking = (2 * sum(prompts) + 4 * (green + paris)) / 4
     sampled = 4 / 2  # three samples and the base's for each two that were ranked
     assert sampling.flops == pytest.approx(2 * (body + head) * 4 * of_ranking * sampled)
+    assert likelihood.flops == pytest.approx(2 * (body + head) * 3 * of_ranking)
     assert training.flops == pytest.approx(6 * body * 3 * of_ranking)
     tokens = 8 * (sum(prompts) / 4 + 11) + 8 * (sum(prompts) / 4 + 12)  # two iterations of 8 responses
     by_head = sum(part.flops for part in work("ppo", checkpoints, iterations))

@@ -227,7 +227,7 @@ def even_tokens(prompts: Sequence[EncodedPrompt], responses: Sequence[Response])
 def practise(models: Models, options: PPOOptions, updates: int) -> list[dict[str, float]]:
     """PPO without the stage around it: the metrics of each rollout."""
     learner = Learner(models, options)
-    learner.set_rates(1.0)
+    learner.set_rates(1.0, 1.0)
     generator, history = seeded(), []
     prompts = messages(8) * (options.episodes // 8)
     for _ in range(updates):
@@ -351,6 +351,8 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth(runs: Path) -> None:
     # Half of the peak, then 0.1 + 0.9 * (1 + cos(pi * k / 4)) / 2 of it for k = 1, 2, 3, 4.
     expected = [5e-4, 0.868198e-3, 0.55e-3, 0.231802e-3, 1e-4]
     assert [json.loads(line)["learning_rate"] for line in lines] == pytest.approx(expected, rel=1e-4)
+    of_value = [json.loads(line)["value_learning_rate"] for line in lines]  # without warmup
+    assert of_value[0] == options_for(runs).value_learning_rate and of_value == sorted(of_value, reverse=True)
 
 
 def test_snapshots_are_the_policies_on_the_way(runs: Path) -> None:
