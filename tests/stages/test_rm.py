@@ -121,7 +121,8 @@ def options_for(world: Path, **changes) -> RMOptions:
         num_responses=4,
         num_samples=4,
         wide_temperature=0.7,
-        batch_size=4,
+        batch_size=8,
+        num_train_epochs=3,
         learning_rate=5e-3,
         max_new_tokens=24,
     )
