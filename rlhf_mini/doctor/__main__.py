@@ -39,7 +39,7 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "todo": "dim"}
 
 def check_sft(sft: StageOutput, run_dir: Path) -> list[Finding | None]:
     losses = sft.series("eval_loss")
-    return [checks.validation_loss(losses), checks.overfitted_loss(sft.series("loss"), losses)]
+    return [checks.validation_loss(losses), checks.overfitted_loss(sft.series("loss/demonstrations"), losses)]
 
 
 def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:

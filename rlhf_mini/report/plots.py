@@ -96,7 +96,10 @@ def learning_curves(
 
     agreement = rm_results.get("agreement/training", {}).get("share")
     level = None if agreement is None else (agreement, "agreement of labelers")
-    sft = [curve("sft", "loss", "training", window=15), curve("sft", "eval_loss", "held out", 1, marked=True)]
+    sft = [
+        curve("sft", "loss/demonstrations", "training", window=15),
+        curve("sft", "eval_loss", "held out", 1, marked=True),
+    ]
     curves: list[tuple[str, str, list[Series], str]] = [
         ("SFT: loss", "nats per token", sft,
          "Falls as the model learns to write like the demonstrations. If the loss on held-out demonstrations rises "

@@ -111,9 +111,9 @@ def train_sft(options: SFTOptions) -> None:
         def objective(batch: Sequence[Example]) -> Objective:
             loss = completion_loss(model, batch)
             if not options.ptx_coef:
-                return Objective(loss)
+                return Objective(loss, {"loss/demonstrations": loss})
             ptx = text_loss(model, next(text_batches))
-            return Objective(loss + options.ptx_coef * ptx, {"loss/ptx": ptx})
+            return Objective(loss + options.ptx_coef * ptx, {"loss/demonstrations": loss, "loss/ptx": ptx})
 
         model.train()  # dropout
         steps = train(
