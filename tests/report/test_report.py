@@ -162,7 +162,10 @@ def make_run(base: Path, folder: Path) -> ReportOptions:
         "ppo": {},
     }
     lines = {
-        "sft": [{"step": s, "loss/demonstrations": 2.0 - 0.1 * s} for s in range(9)] + [{"step": s, "eval_loss": 1.5} for s in (0, 8)],
+        "sft": [
+            *({"step": s, "loss/demonstrations": 2.0 - 0.1 * s} for s in range(9)),
+            *({"step": s, "eval_loss": 1.5} for s in (0, 8)),
+        ],
         "rm": [{"step": s, "loss": 0.69, "accuracy": 0.5} for s in range(5)],
         "ppo": [
             {"step": s, "objective/scores": 0.1 * s, "objective/kl": s, "response/length": 10.0 + s,
