@@ -28,7 +28,7 @@ $(error RUN must be one word, the name of a folder under runs/)
 endif
 
 help:
-	@echo 'make sft rm ppo  all three stages, each from the checkpoint before it       4-9 min, 1.1 GB'
+	@echo 'make sft rm ppo  all three stages, each from the checkpoint before it       4-9 min, 1.2 GB'
 	@echo
 	@echo '  make sft       supervised fine-tuning of the base model on demonstrations 0.8-2 min, 1 GB'
 	@echo '  make rm        reward model, trained on rankings of sampled responses     1.5-3.5 min, 1 GB'

@@ -98,6 +98,8 @@ def page(
         against_targets(seeds, summaries),
         "All seeds together. The less favourable end of an interval counts:",
         against_aims(evaluation),
+        "What was tried for those that are missed, and what limits them: [ppo.md](ppo.md#what-limits-it) and "
+        "[reward.md](reward.md).",
         "## The base model",
         table(
             ["", "measured"],
