@@ -120,7 +120,7 @@ def rm_options(folder: Path, labelers: str = "likes_green", **changes: Any) -> R
         run="t", runs_dir=str(folder / "runs"), prompts=str(folder / "prompts.jsonl"), batch_size=8,
         validation=str(folder / "validation.jsonl"), demonstrations=str(folder / "demonstrations.jsonl"),
         labelers=toy, heldout_labelers=toy, gold_labeler=toy, content="", num_train_epochs=4, learning_rate=5e-3,
-        max_new_tokens=16, init="sft", base="", exchange=False, num_responses=4, num_samples=4,
+        max_new_tokens=16, init="sft", base="", exchange=False, num_responses=4, num_samples=4, likelihood=False,
     )  # fmt: skip
     return RMOptions(**settings | changes)
 
