@@ -119,7 +119,8 @@ def practise(world: World) -> list[dict[str, float]]:
     learner, history = Learner(models, options), []
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS] * (options.episodes // len(PROMPTS))
     for update in range(options.updates):
-        learner.set_rates(*[1 - update / options.updates] * 2)  # to 0: what is left is no noise
+        share = 1 - update / options.updates  # to 0: what is left is no noise
+        learner.set_rates(share, share)
         batch = collect(models, prompts, options, learner.generator)
         history.append(train.ppo_epochs(models, learner.optimizers, batch, options, learner.generator, iter([])))
     return history
