@@ -74,6 +74,10 @@ def greens(prompts: list[Messages], responses: list[str]) -> list[float]:
     return [green(response) for response in responses]
 
 
+def lengths(prompts: list[Messages], responses: list[str]) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
 def prompt(number: int) -> Prompt:
     check = {"repeat": {"word": "it", "n": 1}, "max_words": 9}
     return {"id": f"p-{number}", "use_case": "other", "novel": "none", "check": check,
@@ -198,7 +202,8 @@ def test_rm_trained_on_another_sft(run: Path) -> None:
 
 
 def test_kl_blow_up(run: Path) -> None:
-    ppo(run, kl_coef=0.0, learning_rate=5e-2, max_kl=0.0, min_entropy=0.0)
+    # Long responses have room for more nats than the few tokens of "green".
+    ppo(run, reward=f"{__name__}:lengths", kl_coef=0.0, learning_rate=5e-2, max_kl=0.0, min_entropy=0.0)
     assert re.search(
         r"^fail KL \d+\.\d nats per response .*KL blow-up.* try: a higher --kl_coef", doctor(run)["ppo"], re.M
     )
