@@ -56,7 +56,7 @@ class Stage:
     ) -> list[Response]:
         return respond(
             self.model, self.tokenizer, prompts, max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature, seed=seed, batch_size=256, description=description,
+            temperature=sampling.temperature, seed=seed, description=description,
         )  # fmt: skip
 
 

