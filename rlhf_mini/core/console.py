@@ -1,6 +1,7 @@
 """The terminal: output, progress bars, and errors in one sentence."""
 
 import errno
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -43,6 +44,9 @@ def run(main: Callable[[], object]) -> None:
     The exit status is 1 for a UserError or a fault of the machine such as a full disk, and 130 for Ctrl-C, whose
     exception may carry a hint to print. Any other exception is a bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end a training
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         main()
         return

@@ -63,12 +63,24 @@ def _is_one_reply(messages: "Messages") -> "Messages":
     return messages
 
 
-def _has_equal_lengths(ranking: "Ranking") -> "Ranking":
+def _is_consistent(ranking: "Ranking") -> "Ranking":
     number = len(ranking["responses"])
-    for key, values in (("ranks", ranking["ranks"]), ("ended", ranking.get("ended"))):
-        if values is not None and len(values) != number:
+    ended = ranking.get("ended", [True] * number)
+    for key, values in (("ranks", ranking["ranks"]), ("ended", ended)):
+        if len(values) != number:
             raise ValueError(f'"{key}" must hold one value for each of the {number} "responses", not {len(values)}')
+    seen: dict[tuple[str, bool], int] = {}
+    for response, end, rank in zip(ranking["responses"], ended, ranking["ranks"], strict=True):
+        if seen.setdefault((response, end), rank) != rank:
+            raise ValueError(
+                f'"responses" holds {_beginning(response)} twice, with ranks {seen[response, end]} and {rank}: '
+                "remove one, or rank them equal"
+            )
     return ranking
+
+
+def _beginning(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 Text = Annotated[str, AfterValidator(_is_unicode)]
@@ -81,6 +93,11 @@ class _Message(TypedDict):
 
 # Messages as transformers' chat templates take them: plain dicts to a type checker, validated as `_Message`.
 Messages = list[Annotated[dict[str, str], GetPydanticSchema(lambda _, handler: handler(_Message))]]
+
+
+def text_of(messages: Messages) -> str:
+    """What identifies a prompt: the contents of its messages, in which people may repeat a prompt under another id."""
+    return "\n".join(message["content"] for message in messages)
 
 
 class Prompt(TypedDict):
@@ -158,7 +175,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 def read_rankings(path: str | Path) -> list[Ranking]:
     """Reads rankings. Raises UserError as `read_demonstrations` does."""
-    return _read(path, TypeAdapter(Annotated[Ranking, AfterValidator(_has_equal_lengths)]))
+    return _read(path, TypeAdapter(Annotated[Ranking, AfterValidator(_is_consistent)]))
 
 
 def read_preferences(path: str | Path) -> list[Preference]:

@@ -48,6 +48,14 @@ def load_labelers(provider: str) -> list[Labeler]:
     return labelers
 
 
+def check_judgeable(labelers: Sequence[Labeler], prompts: Sequence[Prompt]) -> None:
+    """Raises a UserError if a labeler that can tell beforehand, by a method `check`, cannot judge one of the prompts."""
+    for labeler in labelers:
+        check = getattr(labeler, "check", None)
+        for prompt in prompts if check else ():
+            check(prompt)
+
+
 # --- counting --------------------------------------------------------------------------------------------------------
 
 

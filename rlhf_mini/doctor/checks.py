@@ -21,6 +21,7 @@ OVERFIT_ACCURACY = 0.2  # RM accuracy in training - in validation, where no sour
 MIN_READING = 0.75  # the prompt's own answer above another's, at equal manners; chance is 0.5: 0.97 to 0.99
 MIN_SCORE_STD = 0.1  # standard deviation of the RM's scores: 0.72 to 0.84
 MIN_SCORE_GAIN = 0.1  # gain of PPO's mean score, in standard deviations of the first scores: 0.20 to 0.33
+SAME_SCORE = 1e-6  # standard deviation of an iteration's scores; below, only rounding tells them apart: at least 0.5
 KL_HIGH, KL_BLOWN_UP = 15.0, 30.0  # nats per response; the recipe's own limit is 15: 1.4 to 2.4
 KL_NEGATIVE = -0.05  # nats; a KL is never negative, its estimate only by chance: at least 0.01
 MAX_FIRST_KL = 0.01  # nats in the first iteration, where the policy is still the SFT model: at most 2e-6
@@ -317,6 +318,9 @@ def score_gain(scores: Sequence[float], stds: Sequence[float]) -> Finding | None
     """`scores`: mean score of each iteration; `stds`: standard deviations of its scores."""
     if len(scores) < 2 or not stds:
         return None
+    if max(stds) < SAME_SCORE:
+        advice = "another --reward: one that tells a better response from a worse one"
+        return Finding("fail", "score", f"{final(scores):+.2f} for every response: there is nothing to learn", advice)
     first = mean(scores[: math.ceil(len(scores) / 20)])
     gain, least = final(scores) - first, MIN_SCORE_GAIN * stds[0]
     measured = f"{first:+.2f} -> {final(scores):+.2f} (a gain of at least {least:.2f})"

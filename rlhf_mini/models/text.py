@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.core.console import UserError, printable
-from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.core.examples import Demonstration, Messages, Response
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,27 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool =
     ids: list[int] = tokenizer(turn[len(start) :], add_special_tokens=False)["input_ids"]
     ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # some templates go on after the end of text
     return ids if ended else ids[:-1]
+
+
+def encode_demonstrations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], path: str
+) -> list[tuple[list[int], list[int]]]:
+    """The tokens of each prompt and of its completion.
+
+    Raises:
+        UserError: one, of the file `path`, is longer than the model's context.
+    """
+    prompts = encode_prompts(tokenizer, [each["prompt"] for each in demonstrations])
+    completions = [encode_response(tokenizer, each["completion"][0]["content"]) for each in demonstrations]
+    positions = context_length(model)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        length = len(prompt.ids) + len(completion)
+        if positions is not None and length > positions:
+            raise UserError(
+                f"{path}: the demonstration that begins {prompt.messages[-1]['content'][:60]!r} has {length} tokens, "
+                f"but the model's context has {positions}: shorten it"
+            )
+    return [(prompt.ids, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: Response) -> list[int]:

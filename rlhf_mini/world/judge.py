@@ -36,7 +36,7 @@ from rlhf_mini.world.knowledge import DATA, load
 from rlhf_mini.world.muon import optimizers
 from rlhf_mini.world.tasks import text_of
 from rlhf_mini.world.votes import thread
-from stages.rm.rankings import Example, encode
+from stages.rm.rankings import Example, encode, ordered
 from stages.rm.train import objective
 
 
@@ -102,8 +102,8 @@ def train_judge(base: Checkpoint, out: Path, options: JudgeOptions) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
     with writing(out, "judge") as folder:
         number = options.threads + options.held_out_threads
-        stream = islice(rankings(options.seed), number)
-        examples = encode(model, tokenizer, list(track(stream, "judge: reading threads", total=number)))
+        stream = track(islice(rankings(options.seed), number), "judge: reading threads", total=number)
+        examples = encode(model, tokenizer, ordered(list(stream)))
         held_out, training = examples[: options.held_out_threads], examples[options.held_out_threads :]
         pretrain(model, training, options, MetricsLog(folder / "metrics.jsonl"))
         metrics = {"accuracy": accuracy(model, held_out, options.batch_size)}

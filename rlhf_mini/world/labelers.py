@@ -27,13 +27,17 @@ class SimulatedLabeler:
     noise: float  # scale of the logistic noise
     grid: float  # ratings are rounded to multiples of this
 
-    def quality(self, example: Prompt, response: Response) -> float:
-        """The weighted mean of the gold parts, in [0, 1], plus noise. UserError if the prompt has no `check`."""
+    def check(self, example: Prompt) -> None:
+        """Raises a UserError if the prompt has no `check`, without which it cannot be judged."""
         if "check" not in example:
             raise UserError(
                 f"the simulated labelers cannot judge {example.get('id', example['prompt'][-1]['content'])!r}: it has "
                 "no `check`; use prompts of the mini world, or give rankings by people with --rankings"
             )
+
+    def quality(self, example: Prompt, response: Response) -> float:
+        """The weighted mean of the gold parts, in [0, 1], plus noise. UserError if the prompt has no `check`."""
+        self.check(example)
         gold = judge(example["check"], example["prompt"], response.text, response.ended)
         missed = [part for part, share in self.misses.items() if self._uniform(example, response, part) < share]
         seen = replace(gold, **{part: 1.0 for part in missed if gold.parts[part] is not None and gold.task > 0})

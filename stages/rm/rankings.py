@@ -7,8 +7,8 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rlhf_mini.core.console import UserError
-from rlhf_mini.core.examples import Prompt, Ranking, Response
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.examples import Prompt, Ranking, Response, text_of
 from rlhf_mini.core.rankings import Labeler, pairs
 from rlhf_mini.models.text import context_length, encode_prompts, encode_response
 
@@ -57,13 +57,27 @@ def as_responses(ranking: Ranking) -> list[Response]:
     return [Response(text, end) for text, end in zip(ranking["responses"], ended, strict=True)]
 
 
+def ordered(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """Those that order a pair of responses. The others, all ties, teach nothing and measure nothing.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [ranking for ranking in rankings if pairs(ranking["ranks"])]
+    if not found:
+        raise UserError("there is nothing to learn from: in all rankings the responses are alike or tied")
+    if len(found) < len(rankings):
+        console.print(f"rm: {len(rankings) - len(found)} of {len(rankings)} rankings are left out: all ties")
+    return found
+
+
 def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
     """Rankings to train on and held-out rankings. All rankings of one prompt are on the same side.
 
     Raises:
         UserError: there is only one prompt.
     """
-    texts = ["\n".join(message["content"] for message in ranking["prompt"]) for ranking in rankings]
+    texts = [text_of(ranking["prompt"]) for ranking in rankings]
     prompts = list(dict.fromkeys(texts))
     if len(prompts) < 2:
         raise UserError(
@@ -76,17 +90,11 @@ def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[l
 
 
 def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Ranking]) -> list[Example]:
-    """The rankings in tokens. Those that order no pair are left out.
-
-    Raises:
-        UserError: a response is longer than the model's context, or there is no pair at all.
-    """
+    """The rankings in tokens. UserError if a response is longer than the model's context."""
     examples = []
     positions = context_length(model)
     prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
     for ranking, prompt in zip(rankings, prompts, strict=True):
-        if not pairs(ranking["ranks"]):
-            continue
         responses = [encode_response(tokenizer, each.text, each.ended) for each in as_responses(ranking)]
         example = Example([prompt.ids + ids for ids in responses], ranking["ranks"], len(prompt.ids))
         if positions is not None and example.length > positions:
@@ -96,6 +104,4 @@ def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Rank
                 f"the prompt, but the model's context has {positions}: shorten it"
             )
         examples.append(example)
-    if not examples:
-        raise UserError("there is nothing to learn from: in all rankings the responses are alike or tied")
     return examples

@@ -44,6 +44,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
+    Prompt,
     Ranking,
     Response,
     read_demonstrations,
@@ -52,18 +53,18 @@ from rlhf_mini.core.examples import (
     read_rankings,
 )
 from rlhf_mini.core.files import write_jsonl
-from rlhf_mini.core.rankings import load_labelers, pairs
+from rlhf_mini.core.rankings import Labeler, check_judgeable, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
-from rlhf_mini.models.text import encode_prompts
+from rlhf_mini.models.text import check_prompt_lengths, encode_demonstrations, encode_prompts
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
-from stages.rm.rankings import Example, as_responses, encode, rank, split_by_prompt
+from stages.rm.rankings import Example, as_responses, encode, ordered, rank, split_by_prompt
 from stages.rm.sources import Models, collect, distinct, sample_groups
 
 T = TypeVar("T")
@@ -87,6 +88,10 @@ def train_rm(options: RMOptions) -> None:
     prompts = [] if options.rankings else first(read_prompts(options.prompts), options.num_prompts)
     validation = first(read_prompts(options.validation), options.num_validation_prompts)
     preferences = read_preferences(options.content) if options.content else []
+    sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
+    people_ranked = ordered(read_rankings(options.rankings)) if options.rankings else []
+    normalizing = drawn(demonstrations, options)
+    check_inputs(sft_model, tokenizer, prompts, validation, people_ranked, normalizing, labelers["training"], options)
 
     files = [options.rankings or options.prompts, options.validation, options.demonstrations]
     files += [options.content] if options.content else []
@@ -98,11 +103,10 @@ def train_rm(options: RMOptions) -> None:
         )
 
         # 1. Rankings: K responses to each prompt, ranked by a labeler.
-        sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
-        if saved:
+        if options.rankings:
+            rankings = people_ranked
+        elif saved:
             rankings = read_rankings(folder / "rankings.jsonl")
-        elif options.rankings:
-            rankings = read_rankings(options.rankings)
         else:
             encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
             models = Models(sft_model, language_model(base), language_model(ppo))
@@ -111,6 +115,7 @@ def train_rm(options: RMOptions) -> None:
         write_jsonl(folder / "rankings.jsonl", rankings)
         if saved is None and options.save_steps:
             resume.save(folder, 0, {}, {})  # if the stage is killed from here on, it does not sample again
+        rankings = ordered(rankings)
         # The simulated labelers can judge prompts of the mini world only. For others, some rankings are held out.
         held_out: list[Ranking] = []
         if options.rankings or not all("check" in example for example in prompts):
@@ -143,7 +148,7 @@ def train_rm(options: RMOptions) -> None:
             reward_model.config.likelihood_coef = counts["likelihood_coef"] = coef
             attach_reader(reward_model, sft_model)
             sft_model.save_pretrained(folder / READER)
-        reward_mean = mean_score(reward_model, tokenizer, demonstrations, options)
+        reward_mean = mean_score(reward_model, tokenizer, normalizing)
         reward_model.config.reward_mean = reward_mean
 
         # 4. Does it order responses as labelers do?
@@ -200,6 +205,20 @@ def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
+def check_inputs(
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], validation: Sequence[Prompt],
+    rankings: Sequence[Ranking], demonstrations: Sequence[Demonstration], labelers: Sequence[Labeler],
+    options: RMOptions,
+) -> None:  # fmt: skip
+    """Raises a UserError for whatever would end the stage later: what is too long, or no labeler can judge."""
+    for examples in (prompts, validation):
+        encoded = encode_prompts(tokenizer, [example["prompt"] for example in examples])
+        check_prompt_lengths(model, encoded, options.max_new_tokens)
+    encode(model, tokenizer, rankings)
+    encode_demonstrations(model, tokenizer, demonstrations, options.demonstrations)
+    check_judgeable(labelers, prompts)
+
+
 def first(examples: list[T], number: int) -> list[T]:
     return examples[:number] if number > 0 else examples
 
@@ -219,13 +238,13 @@ def language_model(checkpoint: Checkpoint | None) -> PreTrainedModel | None:
 # --- normalization ---------------------------------------------------------------------------------------------------
 
 
-def mean_score(
-    model: PreTrainedModel, tokenizer: Tokenizer, demonstrations: list[Demonstration], options: RMOptions
-) -> float:
-    """The mean score of a random part of the demonstrations."""
-    size = min(options.normalization_size, len(demonstrations))
-    some = random.Random(options.seed).sample(demonstrations, size)
-    prompts = encode_prompts(tokenizer, [example["prompt"] for example in some])
-    responses = [Response(example["completion"][0]["content"], ended=True) for example in some]
+def drawn(demonstrations: list[Demonstration], options: RMOptions) -> list[Demonstration]:
+    """A random part of the demonstrations, whose mean score becomes the zero of the scale."""
+    return random.Random(options.seed).sample(demonstrations, min(options.normalization_size, len(demonstrations)))
+
+
+def mean_score(model: PreTrainedModel, tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]) -> float:
+    prompts = encode_prompts(tokenizer, [example["prompt"] for example in demonstrations])
+    responses = [Response(example["completion"][0]["content"], ended=True) for example in demonstrations]
     scores = score_texts(model, tokenizer, prompts, responses)
     return sum(scores) / len(scores)

@@ -23,6 +23,7 @@ Departures:
 Shapes: N tokens of a batch of demonstrations, end to end without padding, n of them in completions, V vocabulary.
 """
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Demonstration, read_demonstrations, read_texts
+from rlhf_mini.core.examples import Demonstration, read_demonstrations, read_texts, text_of
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
@@ -43,8 +44,8 @@ from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import lay_out, text_loss
 from rlhf_mini.models.text import (
     context_length,
+    encode_demonstrations,
     encode_prompts,
-    encode_response,
     encode_texts,
     excerpt,
     split_texts,
@@ -75,14 +76,18 @@ def train_sft(options: SFTOptions) -> None:
 
     # 1. Demonstrations to train on and held-out ones, in tokens.
     training, held_out = split(demonstrations, options.validation_share, options.seed)
-    examples = encode(model, tokenizer, training, options.demonstrations)
-    validation = encode(model, tokenizer, held_out, options.demonstrations)
-    prompts = encode_prompts(tokenizer, [held_out[0]["prompt"]])  # the one to show a response to
+    examples, validation = (
+        [Example(*ids) for ids in encode_demonstrations(model, tokenizer, part, options.demonstrations)]
+        for part in (training, held_out)
+    )
+    shown = encode_prompts(tokenizer, [held_out[0]["prompt"]])  # the one to show a response to
+    room = (context_length(model) or math.inf) - len(shown[0].ids)  # at least 1: its demonstration fits
     texts = pretraining_texts(model, tokenizer, options) if options.ptx_coef else []
 
     def sampled() -> str:
-        responses = respond(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, seed=options.seed)
-        return excerpt(prompts[0].messages, responses[0])
+        length = int(min(options.max_new_tokens, room))
+        responses = respond(model, tokenizer, shown, max_new_tokens=length, seed=options.seed)
+        return excerpt(shown[0].messages, responses[0])
 
     files = [options.demonstrations, *([options.ptx_texts] if options.ptx_coef else [])]
     command = command_of(options, files, parents=[base])
@@ -157,33 +162,23 @@ def mean_loss(model: PreTrainedModel, examples: Sequence[Example], batch_size: i
 def split(
     demonstrations: list[Demonstration], share: float, seed: int
 ) -> tuple[list[Demonstration], list[Demonstration]]:
-    """Shuffles the demonstrations. Returns those to train on and the held-out ones.
+    """Shuffles the demonstrations. Returns those to train on and the held-out ones, of `share` of the prompts.
+
+    All demonstrations of one prompt are on the same side: otherwise the validation loss would measure memory.
 
     Raises:
-        UserError: there are too few for both.
+        UserError: there is only one prompt.
     """
-    if len(demonstrations) < 2:
-        raise UserError("one demonstration is too few: one is held out to measure the validation loss; add some")
     shuffled = random.Random(seed).sample(demonstrations, len(demonstrations))
-    number = min(max(1, round(share * len(shuffled))), len(shuffled) - 1)
-    return shuffled[number:], shuffled[:number]
-
-
-def encode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], path: str
-) -> list[Example]:
-    """The demonstrations in tokens. UserError names one that is longer than the model's context."""
-    prompts = encode_prompts(tokenizer, [each["prompt"] for each in demonstrations])
-    completions = [encode_response(tokenizer, each["completion"][0]["content"]) for each in demonstrations]
-    examples = [Example(prompt.ids, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    positions = context_length(model)
-    for example, demonstration in zip(examples, demonstrations, strict=True):
-        if positions is not None and example.length > positions:
-            raise UserError(
-                f"{path}: the demonstration that begins {demonstration['prompt'][-1]['content'][:60]!r} has "
-                f"{example.length} tokens, but the model's context has {positions}: shorten it"
-            )
-    return examples
+    prompts = list(dict.fromkeys(text_of(each["prompt"]) for each in shuffled))
+    if len(prompts) < 2:
+        raise UserError(
+            "the demonstrations are all of one prompt: add some of another, one prompt is held out to measure the "
+            "validation loss"
+        )
+    chosen = set(prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
+    held_out = [each for each in shuffled if text_of(each["prompt"]) in chosen]
+    return [each for each in shuffled if text_of(each["prompt"]) not in chosen], held_out
 
 
 def pretraining_texts(

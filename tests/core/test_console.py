@@ -55,6 +55,22 @@ def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
         run(main)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_a_terminal_cannot_show_ends_no_training(encoding: str) -> None:
+    code = """if True:
+        from rlhf_mini.core.console import UserError, console, run
+        def main():
+            console.print("Paris \\u2013 \\u2603 \\ud55c\\uad6d\\uc5b4")
+            raise UserError("\\u2603 melts")
+        run(main)
+    """
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    said, complaint = ran.stdout.decode(encoding), ran.stderr.decode(encoding)
+    assert ran.returncode == 1 and said.startswith("Paris ") and complaint.endswith("melts\n"), complaint
+    assert ("\u2603" in said) == ("\u2603" in complaint) == (encoding == "utf-8")
+
+
 def test_importing_the_library_goes_offline() -> None:
     code = "import rlhf_mini, huggingface_hub.constants as c; print(c.HF_HUB_OFFLINE, c.HF_HUB_DISABLE_TELEMETRY)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

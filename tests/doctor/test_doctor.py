@@ -353,6 +353,8 @@ def test_nan_stop_of_sft(run: Path) -> None:
         (checks.eos_rate([0.9, 0.8]), "warn"),
         (checks.score_gain([0.0, 0.05], [1.0, 1.0]), "warn"),
         (checks.score_gain([0.0, -0.3], [1.0, 1.0]), "fail"),
+        (checks.score_gain([1.0, 1.0], [0.0, 0.0]), "fail"),
+        (checks.score_gain([1.0, 1.5], [0.5, 0.0]), "pass"),
         (
             checks.explained_variance([0.5, 0.3, -9.0, -9.0], [1.0, 0.8, 0.0, 0.0]),
             "pass",

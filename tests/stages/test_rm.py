@@ -35,7 +35,7 @@ from stages.rm import content, likelihood
 from stages.rm.agreement import summary
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
-from stages.rm.rankings import encode, rank, split_by_prompt
+from stages.rm.rankings import encode, ordered, rank, split_by_prompt
 from stages.rm.sources import distinct, exchange, most_different
 from stages.rm.train import objective, score_responses, train_rm
 from stages.sft.options import SFTOptions
@@ -269,7 +269,7 @@ def test_a_batch_of_different_k_scores_as_each_prompt_alone(world):
         ranking(2222, ["it", "green green"], [2, 1]),
         ranking(3, ["tied", "also tied"], [1, 1]),
     ]
-    examples = encode(model, tokenizer, rankings)
+    examples = encode(model, tokenizer, ordered(rankings))
     assert [example.ranks for example in examples] == [[1, 2, 3], [2, 1]]  # nothing to learn from a tie
     assert [ids[-1] == tokenizer.eos_token_id for ids in examples[0].input_ids] == [True, False, True]
     loss, metrics = objective(model, examples)
@@ -340,6 +340,16 @@ def test_rankings_of_one_prompt_stay_on_one_side():
         split_by_prompt(rankings[:1], 0.1, seed=0)
 
 
+def test_rankings_of_ties_alone_are_left_out_of_training_and_evaluation(world, capsys):
+    """Those that would be held out, above all: accuracy on them is no number."""
+    rankings = [ranking(n, ["it is", "it"], [1, 2] if n < 10 else [1, 1]) for n in range(200)]
+    write_jsonl(world / "ties.jsonl", rankings)
+    train_rm(options_for(world, rankings=str(world / "ties.jsonl"), num_train_epochs=1))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert (metrics["rankings"], metrics["rankings_held_out"], metrics["accuracy/rankings"]["pairs"]) == (9, 1, 1)
+    assert "190 of 200 rankings are left out: all ties" in capsys.readouterr().out
+
+
 def test_a_summary_counts_pairs_and_draws_prompts():
     got = summary([Count(3, 4), Count(1, 4), Count(2, 4), Count(4, 4)] * 10 + [Count(0, 0)])
     assert (got["share"], got["pairs"], got["prompts"]) == (100 / 160, 160, 40)
@@ -347,7 +357,7 @@ def test_a_summary_counts_pairs_and_draws_prompts():
     assert got["low"] < 0.625 < got["high"] and got["high"] - got["low"] == pytest.approx(4 * 0.0442, rel=0.15)
 
 
-def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
+def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="no sft checkpoint"):
         train_rm(options_for(world, run="nobody"))
     with pytest.raises(UserError, match="no module nowhere"):
@@ -360,6 +370,27 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys):
     write_jsonl(tmp_path / "long.jsonl", long)
     with pytest.raises(UserError, match=r"begins 'Say \d' has a response .* context has 192"):
         train_rm(options_for(world, rankings=str(tmp_path / "long.jsonl")))
+    monkeypatch.setattr("stages.rm.train.collect", None)  # all of this is known before any work
+    monkeypatch.setattr("stages.rm.train.train", None)
+    endless = [prompt(1, check={}), prompt(2, check={})]
+    endless[1]["prompt"][0]["content"] = "zx " * 60
+    write_jsonl(tmp_path / "endless.jsonl", endless)
+    for changes in ({"prompts": str(tmp_path / "endless.jsonl")}, {"validation": str(tmp_path / "endless.jsonl")}):
+        with pytest.raises(UserError, match="lower max_new_tokens"):
+            train_rm(options_for(world, **changes, max_new_tokens=40))
+    tied = [ranking(n, ["it", "is"], [1, 2]) for n in range(5)]
+    for number, (text, message) in enumerate([("zx " * 200, "context has 192"), ("it", "with ranks 1 and 2")]):
+        held_out = [ranking(n, ["it", text], [1, 2]) for n in range(5, 7)]
+        write_jsonl(tmp_path / f"{number}.jsonl", [*tied, *held_out])
+        with pytest.raises(UserError, match=message):
+            train_rm(options_for(world, rankings=str(tmp_path / f"{number}.jsonl")))
+    completion = [{"role": "assistant", "content": "zx " * 200}]
+    write_jsonl(tmp_path / "demonstrations.jsonl", [{**prompt(1), "completion": completion}])
+    with pytest.raises(UserError, match="the demonstration that begins 'Say 1' has .* tokens"):
+        train_rm(options_for(world, demonstrations=str(tmp_path / "demonstrations.jsonl")))
+    simulated = "rlhf_mini.world.labelers:training_labelers"
+    with pytest.raises(UserError, match="the simulated labelers cannot judge 'p-1000': it has no `check`"):
+        train_rm(options_for(world, prompts=str(world / "foreign.jsonl"), labelers=simulated))
     with pytest.raises(SystemExit) as stopped:
         parse_options(RMOptions, ["--num_responses", "1"])
     assert stopped.value.code == 2 and "--num_responses must be at least 2, not 1" in capsys.readouterr().err

@@ -18,12 +18,12 @@ from rlhf_mini.core.examples import Demonstration
 from rlhf_mini.core.files import read_jsonl, write_jsonl
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.models.scoring import text_loss
-from rlhf_mini.models.text import encode_response, encode_texts
+from rlhf_mini.models.text import encode_demonstrations, encode_response, encode_texts
 from rlhf_mini.training.batches import length_bucketed_batches
 from rlhf_mini.training.loop import Objective
 from stages.sft import train as sft
 from stages.sft.options import SFTOptions
-from stages.sft.train import completion_loss, encode, set_residual_dropout, train_sft
+from stages.sft.train import Example, completion_loss, set_residual_dropout, train_sft
 
 
 def demonstration(question: str, answer: str) -> Demonstration:
@@ -76,7 +76,7 @@ def test_pretraining_texts_can_be_mixed_in(nano_base, tmp_path):
 
 def test_one_text_is_too_few_to_mix_in(nano_base, tmp_path):
     write_jsonl(tmp_path / "texts.jsonl", [{"text": "The moon is red."}])
-    options = options_for(nano_base, tmp_path, [demonstration("Say", "So.")] * 4, ptx_coef=1.0)
+    options = options_for(nano_base, tmp_path, [demonstration(f"Say {n}", "So.") for n in range(4)], ptx_coef=1.0)
     options.ptx_texts = str(tmp_path / "texts.jsonl")
     with pytest.raises(UserError, match="has one text, which is held out: --ptx_coef needs more"):
         train_sft(options)
@@ -105,6 +105,10 @@ def test_learns_from_demonstrations_and_leaves_a_checkpoint(nano_base, tmp_path,
     assert "model: " in capsys.readouterr().out
 
 
+def encode(model: PreTrainedModel, tokenizer: Any, demonstrations: list[Demonstration]) -> list[Example]:
+    return [Example(*ids) for ids in encode_demonstrations(model, tokenizer, demonstrations, "file")]
+
+
 def trl_trainer(tokenizer: Any, model: PreTrainedModel, settings: dict[str, Any], dataset: Dataset) -> SFTTrainer:
     config = SFTConfig(**settings, completion_only_loss=True)
     return SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
@@ -122,7 +126,7 @@ def test_the_loss_is_trls_own_and_counts_completions_only(nano_base, tmp_path):
     settings = trl_settings(SFTOptions(batch_size=2), tmp_path)
     trainer = trl_trainer(tokenizer, theirs, settings, Dataset.from_list(trl_rows(demonstrations)))
     batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
-    examples = encode(ours, tokenizer, demonstrations, "file")
+    examples = encode(ours, tokenizer, demonstrations)
 
     losses = [completion_loss(ours, examples), trainer.compute_loss(theirs, dict(batch))]
     torch.testing.assert_close(*losses)
@@ -150,7 +154,7 @@ def test_trains_as_trl_does(nano_base, tmp_path):
         lambda *arguments: trl_trainer(tokenizer, *arguments),
         model,
         trl_rows(demonstrations),
-        encode(model, tokenizer, demonstrations, "file"),
+        encode(model, tokenizer, demonstrations),
         lambda model, batch: Objective(completion_loss(model, batch)),
         options,
         tmp_path,
@@ -196,7 +200,7 @@ def test_a_demonstration_longer_than_the_context_is_named(nano_base, tmp_path):
 
 def test_what_cannot_be_trained_is_told(nano_base, tmp_path):
     options = options_for(nano_base, tmp_path, [demonstration("Say it", "It is so.")])
-    with pytest.raises(UserError, match="too few"):
+    with pytest.raises(UserError, match="all of one prompt"):
         train_sft(options)
     with pytest.raises(UserError, match="no base checkpoint"):
         train_sft(options_for(tmp_path / "nowhere", tmp_path, [demonstration("Say it", "It is so.")] * 2))
@@ -247,3 +251,32 @@ def test_some_are_held_out_and_some_are_left_to_train_on(number: int, share: flo
     all_of_them = [demonstration(str(n), "a") for n in range(number)]
     training, held_out = sft.split(all_of_them, share, seed=0)
     assert training and held_out and len(training) + len(held_out) == number
+
+
+def test_all_demonstrations_of_a_prompt_are_on_one_side() -> None:
+    repeated = [demonstration(f"Say {n}", f"answer {m}") for n in range(20) for m in range(10)]
+    training, held_out = sft.split(repeated, 0.1, seed=0)
+    prompts = [{each["prompt"][0]["content"] for each in part} for part in (training, held_out)]
+    assert not prompts[0] & prompts[1] and len(held_out) == 20 and len(training) == 180
+    with pytest.raises(UserError, match="all of one prompt: add some of another"):
+        sft.split(repeated[:10], 0.1, seed=0)
+
+
+def test_a_shown_sample_fits_into_the_context(nano_base, tmp_path, capsys):
+    """Prompts that leave room for their short answers, but not for max_new_tokens."""
+    demonstrations = [demonstration(f"Say {n} " + "zx " * 58, "So.") for n in range(100, 112)]
+    options = options_for(nano_base, tmp_path, demonstrations, max_new_tokens=150, show_every=1)
+    train_sft(options)
+    assert (options.run_dir / "sft" / "stage.json").is_file() and "model: " in capsys.readouterr().out
+
+
+def test_an_error_that_is_not_about_the_save_keeps_it(nano_base, tmp_path, monkeypatch):
+    def breaks(*_: Any) -> str:
+        raise UserError("the display is broken")
+
+    demonstrations = [demonstration(f"Say {n}", "It is so.") for n in range(40)]
+    options = options_for(nano_base, tmp_path, demonstrations, save_steps=2, show_every=5)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="display"):
+        patch.setattr(sft, "excerpt", breaks)
+        train_sft(options)
+    assert (options.run_dir / "sft.resume.safetensors").is_file()
