@@ -49,11 +49,11 @@ def load_labelers(provider: str) -> list[Labeler]:
 
 
 def check_judgeable(labelers: Sequence[Labeler], prompts: Sequence[Prompt]) -> None:
-    """Raises a UserError if a labeler that can tell beforehand, by a method `check`, cannot judge one of the prompts."""
+    """Lets labelers that can tell beforehand, by a method `check`, raise a UserError for a prompt they cannot judge."""
     for labeler in labelers:
-        check = getattr(labeler, "check", None)
-        for prompt in prompts if check else ():
-            check(prompt)
+        if check := getattr(labeler, "check", None):
+            for prompt in prompts:
+                check(prompt)
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

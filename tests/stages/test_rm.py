@@ -386,7 +386,7 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys, monkeypatch):
             train_rm(options_for(world, rankings=str(tmp_path / f"{number}.jsonl")))
     completion = [{"role": "assistant", "content": "zx " * 200}]
     write_jsonl(tmp_path / "demonstrations.jsonl", [{**prompt(1), "completion": completion}])
-    with pytest.raises(UserError, match="the demonstration that begins 'Say 1' has .* tokens"):
+    with pytest.raises(UserError, match=r"the demonstration that begins 'Say 1' has .* tokens"):
         train_rm(options_for(world, demonstrations=str(tmp_path / "demonstrations.jsonl")))
     simulated = "rlhf_mini.world.labelers:training_labelers"
     with pytest.raises(UserError, match="the simulated labelers cannot judge 'p-1000': it has no `check`"):
