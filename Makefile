@@ -17,7 +17,7 @@ seed        := $(if $(SEED),--seed $(SEED))
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations base data bench parity test lint clean FORCE
+.PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations base data bench parity test lint clean
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -50,8 +50,8 @@ help:
 	@echo '  make lint      check the code with ruff and mypy                          0.5 min, 0.5 GB'
 	@echo '  make clean     delete .venv, .trl-1.12 and caches; keep runs/ and data/'
 	@echo
-	@echo 'Checkpoints are written to runs/<run>/<stage>. Missing stages are made first. A stage that has its checkpoint'
-	@echo 'runs again only if its data or the stage before it is newer, or if you name it and give ARGS or another SEED.'
+	@echo 'Checkpoints are written to runs/<run>/<stage>. Missing stages are made first. A finished stage runs again only if'
+	@echo 'you name it, and its data, its code or the stage before it has changed, or you give ARGS or another SEED.'
 	@echo '  RUN=name       name of the run, a folder under runs/ (default: default)'
 	@echo '  SEED=1         random seed (default: 0)'
 	@echo '  ARGS="..."     options for the targets you name: make ppo ARGS="--kl_coef 0.2"; ARGS=--help lists them'
@@ -75,45 +75,36 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # --- the three stages ---
-$(STAGES): %: $(OUT)/%/stage.json
-	@test ! -f $< || echo '$(OUT)/$* is up to date'
+# A stage that is named is trained unless it is up to date, which goes by content, not by the times of files; or if ARGS
+# or another SEED is given.
+$(STAGES): | $(INSTALLED)
+	@$(PY) -m stages $@ --run $(RUN) $(seed) $(ARGS)
 
-$(OUT)/sft/stage.json: data/base/model.safetensors data/demonstrations.jsonl data/pretraining.jsonl
-$(OUT)/rm/stage.json:  $(OUT)/sft/stage.json data/judge/model.safetensors data/prompts/rm.jsonl
-$(OUT)/ppo/stage.json: $(OUT)/rm/stage.json data/prompts/ppo.jsonl data/pretraining.jsonl
-
-# A stage that is made only because a later one needs it gets no ARGS. The installation stands after the | (order-only):
-# a new one is no reason to train again.
+# A stage that is made only because a later one needs it gets no ARGS. All prerequisites stand after the | (order-only):
+# what is finished is never made again without being named.
 $(CHECKPOINTS): $(OUT)/%/stage.json: | $(INSTALLED)
-	$(PY) -m stages.$* --run $(RUN) $(seed) $(if $(filter $*,$(MAKECMDGOALS)),$(ARGS))
+	@$(PY) -m stages $* --run $(RUN) $(seed)
 
-# A stage named on the command line runs again if ARGS is given, or if SEED is not the seed in its checkpoint. grep reads
-# the seed because .venv, and so our own code, may not exist yet when make decides what to run.
-NAMED := $(patsubst %,$(OUT)/%/stage.json,$(filter $(STAGES),$(MAKECMDGOALS)))
-ifneq ($(strip $(ARGS)),)
-$(NAMED): FORCE
-else ifneq ($(SEED),)
-SAME_SEED := $(shell grep -ls '^  "seed": $(SEED),' $(NAMED) /dev/null)
-$(filter-out $(SAME_SEED),$(NAMED)): FORCE
-endif
+rm  $(OUT)/rm/stage.json:  | $(OUT)/sft/stage.json
+ppo $(OUT)/ppo/stage.json: | $(OUT)/rm/stage.json
 
 # --- what to do with a run ---
-compare: $(OUT)/ppo/stage.json | $(INSTALLED)
+compare: | $(OUT)/ppo/stage.json $(INSTALLED)
 	$(PY) -m rlhf_mini.evaluation.compare --run $(RUN) $(seed) $(ARGS)
 
-evaluate: $(OUT)/ppo/stage.json | $(INSTALLED)
+evaluate: | $(OUT)/ppo/stage.json $(INSTALLED)
 	$(PY) -m rlhf_mini.evaluation.evaluate --run $(RUN) $(seed) $(ARGS)
 
-$(OUT)/evaluate.json: $(OUT)/ppo/stage.json | $(INSTALLED)
+$(OUT)/evaluate.json: | $(OUT)/ppo/stage.json $(INSTALLED)
 	$(PY) -m rlhf_mini.evaluation.evaluate --run $(RUN) $(seed)
 
-overopt: $(OUT)/ppo/stage.json | $(INSTALLED)
+overopt: | $(OUT)/ppo/stage.json $(INSTALLED)
 	$(PY) -m rlhf_mini.evaluation.overopt --run $(RUN) $(seed) $(ARGS)
 
-report: $(OUT)/evaluate.json | $(INSTALLED)
+report: | $(OUT)/evaluate.json $(INSTALLED)
 	$(PY) -m rlhf_mini.report --run $(RUN) $(ARGS)
 
-chat: $(OUT)/ppo/stage.json | $(INSTALLED)
+chat: | $(OUT)/ppo/stage.json $(INSTALLED)
 	$(PY) -m rlhf_mini.chat --run $(RUN) $(seed) $(ARGS)
 
 # Needs no checkpoint: it also examines runs that stopped half-way.
@@ -125,7 +116,7 @@ seeds: | $(INSTALLED)
 	$(PY) -m rlhf_mini.evaluation.evaluate --runs seed0,seed1,seed2,seed3,seed4 --out docs/evaluate.json
 	$(PY) -m rlhf_mini.evaluation.results seed0 seed1 seed2 seed3 seed4
 
-ablations: $(OUT)/sft/stage.json | $(INSTALLED)
+ablations: | $(OUT)/sft/stage.json $(INSTALLED)
 	$(PY) -m benchmarks.reward --run $(RUN) $(seed) $(ARGS)
 
 # --- data ---
@@ -135,11 +126,6 @@ base: | $(INSTALLED)
 data: | $(INSTALLED)
 	$(PY) -m rlhf_mini.world.build $(ARGS)
 
-# Reached only if the file is missing.
-$(addprefix data/,base/model.safetensors judge/model.safetensors demonstrations.jsonl pretraining.jsonl \
-    prompts/rm.jsonl prompts/ppo.jsonl):
-	@echo 'error: $@ is missing: restore it (`git checkout -- data`) or rebuild it (`make data`, `make base`)'; exit 1
-
 # --- comparison with TRL 1.12.0, the last release with a PPOTrainer ---
 # Installed in a folder of its own, put first on the import path: the project itself uses a newer TRL.
 .trl-1.12/.installed: | $(INSTALLED)
@@ -147,7 +133,7 @@ $(addprefix data/,base/model.safetensors judge/model.safetensors demonstrations.
 	$(PY) -m pip install --disable-pip-version-check --no-deps --target .trl-1.12 trl==1.12.0 $(PIP_ARGS)
 	@touch $@
 
-bench: $(OUT)/rm/stage.json .trl-1.12/.installed
+bench: .trl-1.12/.installed | $(OUT)/rm/stage.json
 	$(PY) -m benchmarks.bench --run $(RUN) $(ARGS)
 
 parity: .trl-1.12/.installed

@@ -16,6 +16,7 @@ from pathlib import Path
 from rlhf_mini.chat.options import ChatOptions
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import console, run
+from rlhf_mini.core.inputs import note_changes
 from rlhf_mini.core.options import parse_options
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     )
     for name in options.stages:
         load_checkpoint(options.checkpoint(name), name)
+    note_changes([options.checkpoint(name) for name in options.stages if name != "base"])
     # One token at a time is too little work to share, and beside other programs two threads can take 100 times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with console.status("loading"):  # here, so that --help and a missing checkpoint do not wait for torch

@@ -22,7 +22,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -98,6 +98,7 @@ def save_checkpoint(
     metrics: dict[str, Any],
     started: float,
     parents: Sequence["Checkpoint"] = (),
+    made_from: Mapping[str, str] | None = None,
     stopped: str | None = None,
 ) -> None:
     """Saves model and tokenizer with `save_pretrained`, and then stage.json, which marks the checkpoint as complete.
@@ -111,6 +112,7 @@ def save_checkpoint(
         metrics: the final metrics.
         started: `time.time()` at the start of the stage.
         parents: the checkpoints that the stage was built on.
+        made_from: what else it was made from (core/inputs.py).
         stopped: the reason, if the stage did not reach its end.
     """
     model.save_pretrained(folder)
@@ -127,6 +129,7 @@ def save_checkpoint(
         "versions": versions(),
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
         "parents": [{"stage": p.stage, "path": str(p.path), "sha256": p.sha256} for p in parents],
+        **({"made_from": dict(made_from)} if made_from else {}),
         **({"stopped": stopped} if stopped else {}),
     }
     (folder / "stage.json").write_text(json.dumps(plain(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -144,6 +147,7 @@ def save_last_good(
     metrics: dict[str, Any],
     started: float,
     parents: Sequence["Checkpoint"] = (),
+    made_from: Mapping[str, str] | None = None,
 ) -> Path:
     """Saves the weights from before a NaN or a collapse as `run_dir/<stage>.last_good`, with the metrics logged so far.
 
@@ -158,7 +162,7 @@ def save_last_good(
             shutil.copy(Path(run_dir) / f"{stage}.partial" / "metrics.jsonl", folder)
         save_checkpoint(
             folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics=metrics,
-            started=started, parents=parents, stopped=reason,
+            started=started, parents=parents, made_from=made_from, stopped=reason,
         )  # fmt: skip
     return Path(run_dir) / f"{stage}.last_good"
 
@@ -247,7 +251,7 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
         if sha256(path / name) != expected:
             raise UserError(f"{path / name} has changed since the {stage} stage wrote it: {remake}")
     if of is not None and not any(p["stage"] == of.stage and p["sha256"] == of.sha256 for p in parents):
-        raise UserError(f"the {stage} checkpoint in {path} was not made from the {of.stage} in {of.path}: {remake}")
+        raise UserError(f"the {stage} checkpoint in {path} was not made from the {of.stage} in {of.path}: {make}")
     return Checkpoint(path, stage, weights, info)
 
 

@@ -2,7 +2,7 @@
 
     runs/<run>/<stage>.resume.safetensors   exists from the stage's first save until its checkpoint is written
 
-    command = command_of(options, files=[options.prompts], parents=[sft, rm])
+    command = command_of(options, inputs_of("ppo", options, files=[options.prompts]), parents=[sft, rm])
     with Resume(run_dir, "ppo", command, started) as resume, writing(run_dir, "ppo") as folder:
         saved = resume.load(folder)  # None: start from the beginning
         ...
@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlhf_mini.core.checkpoints import Checkpoint, versions
 from rlhf_mini.core.console import console
-from rlhf_mini.core.files import plain, replacing, sha256
+from rlhf_mini.core.files import plain, replacing
 
 FORMAT = 3  # of the file; increase it when older code would misread it
 
@@ -50,17 +50,17 @@ class State(NamedTuple):
     """Everything else, as JSON."""
 
 
-def command_of(options: Any, files: Sequence[str], parents: Sequence[Checkpoint]) -> dict[str, Any]:
+def command_of(options: Any, made_from: Mapping[str, str], parents: Sequence[Checkpoint]) -> dict[str, Any]:
     """Everything that must stay the same for the weights to come out the same, under names that the user understands.
 
     Args:
         options: the stage's options, a dataclass.
-        files: paths of the files that the stage reads.
+        made_from: from `inputs_of`: the checksums of the files that the stage reads, and of its code.
         parents: the checkpoints that the stage is built on.
     """
     command = (
         {f"--{name}": value for name, value in dataclasses.asdict(options).items()}
-        | {f"the content of {path}": sha256(Path(path)) for path in files}
+        | {f"the content of {path}": checksum for path, checksum in made_from.items()}
         | {f"the {parent.stage} in {parent.path}": parent.sha256 for parent in parents}
         | {f"the version of {name}": number for name, number in versions().items()}
         | {"the number of threads": torch.get_num_threads()}  # it changes the order in which sums are added up

@@ -17,6 +17,7 @@ from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.files import replacing
+from rlhf_mini.core.inputs import changes, in_words
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES
 from rlhf_mini.evaluation.compare import DECIMAL, TITLES, spent
 from rlhf_mini.evaluation.diversity import SAMPLES
@@ -68,6 +69,10 @@ def main() -> None:
     for name, summary in zip(arguments.runs, summaries, strict=True):
         if evaluation.provenance[name].checkpoints != summary.provenance.checkpoints:
             raise UserError(f"{name} was made again since {arguments.evaluate} was measured: {make}")
+        for stage in ("sft", "rm", "ppo"):
+            folder = arguments.runs_dir / name / stage
+            if found := changes(folder):
+                raise UserError(f"{folder} is not up to date: {in_words(found)}; run `make seeds`")
     study = read(Study, arguments.overopt, "run `make overopt`") if arguments.overopt.is_file() else None
     base = load_checkpoint("data/base", "base")
     text = page(arguments.runs, summaries, base.info, evaluation, study)

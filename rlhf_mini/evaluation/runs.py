@@ -6,12 +6,13 @@ from typing import Any
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
 from rlhf_mini.core.files import sha256
+from rlhf_mini.core.inputs import note_changes
 from rlhf_mini.evaluation.schema import Provenance, Weights
 from rlhf_mini.world.knowledge import data_sha256
 
 
 def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
-    """Base, SFT, RM and PPO by name.
+    """Base, SFT, RM and PPO by name. Says so if one of the last three is not up to date.
 
     Raises:
         UserError: one of them is missing, broken, or not made from the one before it.
@@ -21,6 +22,7 @@ def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
         found[name] = load_checkpoint(run_dir / name, name, of=found[before])
     if not found["ppo"].info["options"].get("reward"):  # with --reward it was trained on something else, on purpose
         load_checkpoint(run_dir / "ppo", "ppo", of=found["rm"])
+    note_changes([run_dir / name for name in ("sft", "rm", "ppo")])
     return found
 
 

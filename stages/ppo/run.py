@@ -24,6 +24,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import read_prompts, read_texts
 from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, State, Tensors, command_of, load_optimizer, optimizer_tensors
 from rlhf_mini.models.text import EncodedPrompt, check_prompt_lengths, encode_prompts, encode_texts, split_texts
 from rlhf_mini.training.batches import endless_batches
@@ -48,9 +49,8 @@ def ppo_run(options: PPOOptions) -> Iterator["PPORun"]:
     """Loads what PPO needs, from the last save of a killed run if there is one; saves the checkpoint at the end."""
     started = time.time()
     inputs = load_inputs(options)
-    files = [options.prompts, options.validation_prompts, options.ptx_texts]
     with (
-        Resume(options.run_dir, "ppo", command_of(options, files, inputs.checkpoints), started) as resume,
+        Resume(options.run_dir, "ppo", command_of(options, inputs.made_from, inputs.checkpoints), started) as resume,
         writing(options.run_dir, "ppo") as folder,
     ):
         run = PPORun(options, inputs, resume, folder)
@@ -69,6 +69,8 @@ class Inputs:
 
     checkpoints: list[Checkpoint]
     """SFT, and the reward model if there is one."""
+    made_from: dict[str, str]
+    """Checksums of everything else (core/inputs.py)."""
     models: Models
     prompts: list[EncodedPrompt]
     ptx_texts: list[list[int]]
@@ -89,6 +91,7 @@ def load_inputs(options: PPOOptions) -> Inputs:
         raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
     return Inputs(
         checkpoints=[checkpoint for checkpoint in (sft, rm) if checkpoint],
+        made_from=inputs_of("ppo", options, [options.prompts, options.validation_prompts, options.ptx_texts]),
         models=models,
         prompts=prompts,
         ptx_texts=ptx_texts,
@@ -244,7 +247,7 @@ class PPORun:
         """What goes into stage.json."""
         return dict(
             tokenizer=self.models.tokenizer, options=self.options, seed=self.options.seed, metrics=self.metrics,
-            started=self.resume.started, parents=self.inputs.checkpoints,
+            started=self.resume.started, parents=self.inputs.checkpoints, made_from=self.inputs.made_from,
         )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ from rlhf_mini.core.examples import (
     read_rankings,
 )
 from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.rankings import Labeler, check_judgeable, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
@@ -95,12 +96,14 @@ def train_rm(options: RMOptions) -> None:
 
     files = [options.rankings or options.prompts, options.validation, options.demonstrations]
     files += [options.content] if options.content else []
-    command = command_of(options, files, parents)
+    made_from = inputs_of("rm", options, files)
+    command = command_of(options, made_from, parents)
     with Resume(options.run_dir, "rm", command, started) as resume, writing(options.run_dir, "rm") as folder:
         saved = resume.load(folder)
         provenance: dict[str, Any] = dict(
-            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=parents
-        )
+            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=parents,
+            made_from=made_from,
+        )  # fmt: skip
 
         # 1. Rankings: K responses to each prompt, ranked by a labeler.
         if options.rankings:

@@ -38,6 +38,7 @@ from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Demonstration, read_demonstrations, read_texts, text_of
 from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.sampling import respond
@@ -90,13 +91,15 @@ def train_sft(options: SFTOptions) -> None:
         return excerpt(shown[0].messages, responses[0])
 
     files = [options.demonstrations, *([options.ptx_texts] if options.ptx_coef else [])]
-    command = command_of(options, files, parents=[base])
+    made_from = inputs_of("sft", options, files)
+    command = command_of(options, made_from, parents=[base])
     with Resume(options.run_dir, "sft", command, started) as resume, writing(options.run_dir, "sft") as folder:
         saved = resume.load(folder)
         log = MetricsLog(folder / "metrics.jsonl")
         provenance: dict[str, Any] = dict(
-            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=[base]
-        )
+            tokenizer=tokenizer, options=options, seed=options.seed, started=resume.started, parents=[base],
+            made_from=made_from,
+        )  # fmt: skip
 
         # 2. The base model's loss on the held-out demonstrations.
         if saved is None:

@@ -25,10 +25,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_mini.core.checkpoints import WEIGHTS, Checkpoint
-from rlhf_mini.core.files import sha256
 from rlhf_mini.core.console import UserError, run
-from rlhf_mini.core.files import MetricsLog
-from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.files import MetricsLog, sha256, write_jsonl
 from rlhf_mini.core.resume import Resume, command_of, load_optimizer, optimizer_tensors
 from stages.ppo import run as ppo
 from stages.rm import train as rm
@@ -312,8 +310,9 @@ def test_another_command_starts_over_and_says_why(
 
     def command(options: Any = None, weights: str = "abc") -> dict[str, Any]:
         return command_of(
-            options or Options(), ["prompts.jsonl"], [Checkpoint(Path("runs/x/base"), "base", weights, {})]
-        )
+            options or Options(), {"prompts.jsonl": sha256(Path("prompts.jsonl"))},
+            [Checkpoint(Path("runs/x/base"), "base", weights, {})],
+        )  # fmt: skip
 
     _, after = saved(tmp_path, command())
 

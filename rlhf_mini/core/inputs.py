@@ -1,0 +1,135 @@
+"""What a stage is made from, by content: the files it reads, its code, and the checkpoints before it.
+
+stage.json and the resume file keep it. A checkpoint is up to date as long as nothing of it has changed, whatever the
+times of the files say: a copied run stays finished, and a labeler who judges differently shows.
+"""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.files import sha256
+
+ROOT = Path(__file__).parents[2]
+FUNCTION = re.compile(r"([\w.]+):\w+")  # package.module:function, as options name it
+# Read by this module rather than imported, so its code alone does not tell what it does.
+KNOWLEDGE_READER, KNOWLEDGE = "rlhf_mini.world.knowledge", "data/knowledge"
+
+
+def inputs_of(stage: str, options: Any, files: Sequence[str]) -> dict[str, str]:
+    """The checksum of everything that `stage` is made from, except options and checkpoints, by path.
+
+    Args:
+        options: the stage's, a dataclass; functions that they name bring the modules that define them.
+        files: paths of the files that the stage reads.
+    """
+    named = [FUNCTION.fullmatch(value) for value in dataclasses.asdict(options).values() if isinstance(value, str)]
+    return {path: sha256(Path(path)) for path in files} | code_of(
+        [f"stages.{stage}.train", *(m[1] for m in named if m)]
+    )
+
+
+def code_of(modules: Sequence[str]) -> dict[str, str]:
+    """The checksums of these modules' files and of all that they import from the project or the current folder.
+
+    Found by reading the import statements, without running them.
+    """
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        waiting += [*_imported(path, name), *([name.rpartition(".")[0]] if "." in name else [])]
+    paths = [*found.values(), *(sorted((ROOT / KNOWLEDGE).rglob("*.yaml")) if KNOWLEDGE_READER in found else [])]
+    return {_shown(path): sha256(path) for path in sorted(paths)}
+
+
+def _file_of(module: str) -> Path | None:
+    """Where Python would find it, if that is the current folder, the project or a folder that PYTHONPATH names."""
+    for root in (Path.cwd(), ROOT, *map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))):
+        base = root.joinpath(*module.split("."))
+        for path in (base / "__init__.py", base.with_name(base.name + ".py")):
+            if path.is_file():
+                return path
+    return None
+
+
+def _imported(path: Path, module: str) -> Iterator[str]:
+    """Every name that a file imports, which may be a module or something in one."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # its own import will say so
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the project or the current folder, so that the same run has the same inputs on another machine."""
+    return next((path.relative_to(root) for root in (ROOT, Path.cwd()) if path.is_relative_to(root)), path).as_posix()
+
+
+# --- is a checkpoint up to date? -------------------------------------------------------------------------------------
+
+
+def changes(folder: Path) -> list[str]:
+    """What has changed of that which the checkpoint in `folder` was made from, each in words; [] if it is up to date.
+
+    A checkpoint that it was built on, but that is not there, counts as unchanged. UserError if there is no stage.json
+    of this project.
+    """
+    try:
+        info = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        parents = [(parent["stage"], Path(parent["path"]), parent["sha256"]) for parent in info["parents"]]
+        made_from = dict(info.get("made_from") or {})
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{folder}/stage.json was not written by this project: delete {folder}") from None
+    if not made_from:
+        return ["stage.json does not say what it was made from"]
+    found = []
+    for name, then in made_from.items():
+        path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
+        if path is None or sha256(path) != then:
+            found.append(f"{name} {'is gone' if path is None else 'has changed'}")
+    for stage, path, then in parents:
+        now = {where: _weights(where) for where in (folder.parent / stage, path)}  # a copied run has its own
+        if any(now.values()) and then not in now.values():
+            found.append(f"the {stage} that it was built on was trained again")
+    return found
+
+
+def _weights(folder: Path) -> str | None:
+    """The checksum of a checkpoint's weights, as its stage.json has it."""
+    try:
+        return str(json.loads((folder / "stage.json").read_text(encoding="utf-8"))["sha256"]["model.safetensors"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def in_words(found: Sequence[str]) -> str:
+    """The first change, and how many more there are."""
+    return found[0] + (f", and {len(found) - 1} more" if len(found) > 1 else "")
+
+
+def note_changes(folders: Sequence[Path]) -> None:
+    """Says which of these checkpoints are not up to date, for a command that goes on with them."""
+    for folder in folders:
+        if found := changes(folder):
+            console.print(f"note: {folder} is not up to date: {in_words(found)}", soft_wrap=True)
