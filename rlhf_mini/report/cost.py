@@ -86,7 +86,7 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
         return [Work("training", 6, language_model, options["corpus_tokens"])]
     from transformers import AutoTokenizer
 
-    from rlhf_mini.models.text import encode_prompts, encode_response
+    from rlhf_mini.models.text import encode_plain, encode_prompts, encode_response
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
 
@@ -97,7 +97,7 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
         return len(encode_response(tokenizer, text))
 
     def text_length(path: str) -> float:
-        return mean(len(tokenizer(text)["input_ids"]) + 2 for text in drawn(read_texts(path)))
+        return mean(len(ids) + 2 for ids in encode_plain(tokenizer, drawn(read_texts(path))))
 
     if stage == "sft":
         length = mean(
