@@ -4,13 +4,37 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.examples import Messages, Response
+
+CHAT_TEMPLATE_ADVICE = "give the base a chat template as rlhf_mini/world/base.py does, save it again and start from it"
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint whose prompts and responses go through its chat template.
+
+    Raises:
+        UserError: it has no end-of-text token or no chat template, or one that cannot be rendered or that
+            `encode_response` refuses.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {path} has no eos_token: give the base one, save it again and start from it")
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer in {path} has no chat template: {CHAT_TEMPLATE_ADVICE}")
+    try:
+        encode_response(tokenizer, "?")
+    except (TemplateError, ValueError) as fault:  # ValueError: of several templates, none is the default
+        reason = " ".join(str(fault).split())
+        raise UserError(f"the chat template in {path} cannot be used ({reason}): {CHAT_TEMPLATE_ADVICE}") from None
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,14 +64,29 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool =
 
     The chat template decides what surrounds it: whether a space comes first, and how the turn ends. "<|user|>" in
     `text` is text, not a token.
+
+    Raises:
+        UserError: the chat template writes no end of text after it, or something else than the generation prompt
+            before it.
     """
     question = [{"role": "user", "content": "?"}]
     start = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
 
     def render(chats: list[Messages]) -> list[str]:
-        return [turn[len(start) :] for turn in tokenizer.apply_chat_template(chats, tokenize=False)]
+        turns: list[str] = tokenizer.apply_chat_template(chats, tokenize=False)
+        if not all(turn.startswith(start) for turn in turns):
+            raise UserError(
+                f"the chat template in {tokenizer.name_or_path} does not begin a response with the generation prompt, "
+                f"after which a model would be sampled: {CHAT_TEMPLATE_ADVICE}"
+            )
+        return [turn[len(start) :] for turn in turns]
 
     (ids,) = _encode_chats(tokenizer, [[*question, {"role": "assistant", "content": text}]], render)
+    if tokenizer.eos_token_id not in ids:
+        raise UserError(
+            f"the chat template in {tokenizer.name_or_path} writes no end of text ({tokenizer.eos_token}) after a "
+            f"response, so that no model could learn to end one: {CHAT_TEMPLATE_ADVICE}"
+        )
     ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # some templates go on after the end of text
     return ids if ended else ids[:-1]
 
