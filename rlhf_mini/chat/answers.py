@@ -65,8 +65,6 @@ class Chat:
 
     def _drop_count(self, name: str, message: str) -> int:
         stage = self.load(name)
-        if special := [token for token in stage.tokenizer.all_special_tokens if token in message]:
-            raise UserError(f"{special[0]} is a special token, which a message must not contain: leave it out")
 
         # Through the chat template for the base too, because the reward model and the microscope read it that way.
         def length(prompt: Messages) -> int:

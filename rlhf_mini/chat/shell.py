@@ -152,7 +152,7 @@ class Shell(cmd.Cmd):
         exchanges = {e.number: e for c in self.chat.conversations.values() for e in c.exchanges}
         if not exchanges:
             raise UserError("there is nothing to save yet: send a message first")
-        if not argument.isprintable():
+        if printable(argument) != argument:
             raise UserError("/save needs a file name without control characters")
         default = self.options.run_dir / time.strftime("chat-%Y%m%d-%H%M%S.jsonl")
         path = Path(os.path.expanduser(argument)) if argument else default

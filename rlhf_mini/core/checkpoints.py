@@ -116,7 +116,7 @@ def save_checkpoint(
         stopped: the reason, if the stage did not reach its end.
     """
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save_tokenizer(folder, tokenizer, generates=model.can_generate())
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".jsonl"]
     info = {
         "format": FORMAT,
@@ -133,6 +133,28 @@ def save_checkpoint(
         **({"stopped": stopped} if stopped else {}),
     }
     (folder / "stage.json").write_text(json.dumps(plain(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(folder: Path, tokenizer: Any, generates: bool) -> None:
+    """Saves the tokenizer so that plain transformers, version 4.57 too, uses it as the model needs.
+
+    Args:
+        generates: the model is a language model, not one with a scalar head.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # generate() appends to the last position of every row of a batch, so padding must come first. With a scalar head
+    # transformers' GPT-2 counts positions from the first token of a row, so padding must come last.
+    config["padding_side"] = "left" if generates else "right"
+    # Two names that are new in transformers 5, which still reads the old ones.
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):  # 4.57 knows the name too, but for a dict
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    # By default, 4.57 also returns token_type_ids of 0, and GPT-2 would add the embedding of token 0 to every input.
+    config["model_input_names"] = tokenizer.model_input_names
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_last_good(

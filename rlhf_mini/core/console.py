@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
+from unicodedata import bidirectional, category
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -110,6 +111,19 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
     console.print(f"{description}: {done} done in {time.monotonic() - started:.0f} s")
 
 
+# Unicode's classes of the characters that open or close a stretch in another direction: left open, one would reverse
+# what follows the text.
+_DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
 def printable(text: str) -> str:
-    """Replaces the control characters in a model's text, which the terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Replaces what a terminal would obey in a model's text: control characters but "\\n", and changes of direction.
+
+    Halves of a surrogate pair, which cannot be written, are replaced too. The joiners of emoji, Persian or Hindi stay.
+    """
+    return "".join(c if c == "\n" or _is_shown(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    """str.isprintable() would be False for joiners too."""
+    return category(character) not in ("Cc", "Cs") and bidirectional(character) not in _DIRECTIONS

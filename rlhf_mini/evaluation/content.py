@@ -13,6 +13,7 @@ from rlhf_mini.core.examples import Preference, Response
 from rlhf_mini.core.rankings import accuracy
 from rlhf_mini.evaluation.responses import Stage
 from rlhf_mini.models.scoring import sequence_logprobs
+from rlhf_mini.models.text import encode_plain
 from stages.rm import content
 
 Values = dict[str, dict[str, dict[str, np.ndarray]]]
@@ -46,7 +47,7 @@ def bare(pairs: Sequence[content.Pair], base: Stage) -> list[content.Pair]:
     """The pairs as the base gets them: the bare instruction, and no end of text, where it would go on."""
 
     def plain(response: Response) -> Response:
-        ids = base.tokenizer(response.text, add_special_tokens=False)["input_ids"]
+        (ids,) = encode_plain(base.tokenizer, [response.text])
         return Response(response.text, ended=False, ids=ids)
 
     prompts = base.encode([pair.prompt.messages for pair in pairs])

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.examples import Messages, Response
@@ -23,7 +23,7 @@ from rlhf_mini.core.options import load_function
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import lay_out, load_reward_model, response_values, score_texts
-from rlhf_mini.models.text import encode_prompts, response_ids
+from rlhf_mini.models.text import encode_prompts, load_tokenizer, response_ids
 from stages.ppo.losses import compute_rewards, gae, kl_k1, penalize_missing_eos
 
 # What a token can be coloured by: the field of `Token`, its title, and how to read it.
@@ -88,7 +88,7 @@ class Microscope:
         ppo = load_checkpoint(run_dir / "ppo", "ppo", of=sft)
         self.options: dict[str, Any] = ppo.info["options"]
         self.kl_coef: float = ppo.info["metrics"].get("objective/kl_coef", self.options["kl_coef"])  # where it ended
-        self.tokenizer = AutoTokenizer.from_pretrained(ppo.path)
+        self.tokenizer = load_tokenizer(ppo.path)
         self.policy, self.ref_policy = (AutoModelForCausalLM.from_pretrained(p.path).eval() for p in (ppo, sft))
         self.value_model = AutoModelForSequenceClassification.from_pretrained(ppo.path / "value_model").eval()
         if ":" in self.options["reward"]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rlhf_mini.core.checkpoints import Checkpoint
@@ -19,7 +19,7 @@ from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, load_la
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
-from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_response
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_response, load_tokenizer
 from rlhf_mini.world.gold import Gold, judge
 from rlhf_mini.world.labelers import gold_labeler
 from rlhf_mini.world.references import reference_judge, score
@@ -70,7 +70,7 @@ def load_stages(checkpoints: dict[str, Checkpoint]) -> tuple[dict[str, Stage], S
 def load_stage(path: Path, name: str) -> Stage:
     """One stage, with its checkpoint's chat template; the reward model is called "rm"."""
     model = load_reward_model(path) if name == "rm" else AutoModelForCausalLM.from_pretrained(path).eval()
-    return Stage(model, AutoTokenizer.from_pretrained(path))
+    return Stage(model, load_tokenizer(path))
 
 
 def load_judges(labelers: str) -> list[Labeler]:

@@ -1,13 +1,40 @@
 """Text to tokens and back: prompts and responses through the chat template, plain texts without one."""
 
-from collections.abc import Sequence
+import copy
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.examples import Demonstration, Messages, Response
+
+CHAT_TEMPLATE_ADVICE = "give the base a chat template as rlhf_mini/world/base.py does, save it again and start from it"
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint whose prompts and responses go through its chat template.
+
+    Raises:
+        UserError: it has no end-of-text token or no chat template, or one that cannot be rendered or that
+            `encode_response` refuses.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {path} has no eos_token: give the base one, save it again and start from it")
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer in {path} has no chat template: {CHAT_TEMPLATE_ADVICE}")
+    try:
+        encode_response(tokenizer, "?")
+    except (TemplateError, ValueError) as fault:  # ValueError: of several templates, none is the default
+        reason = " ".join(str(fault).split())
+        raise UserError(f"the chat template in {path} cannot be used ({reason}): {CHAT_TEMPLATE_ADVICE}") from None
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -20,25 +47,106 @@ class EncodedPrompt:
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[EncodedPrompt]:
-    """The prompts with their tokens, by the tokenizer's chat template."""
+    """The prompts with their tokens, by the tokenizer's chat template. "<|user|>" in a message is text, not a token."""
     if not prompts:
         return []
-    texts = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, tokenize=False)
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def render(chats: list[Messages]) -> list[str]:
+        rendered: list[str] = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+        return rendered
+
+    encoded = _encode_chats(tokenizer, list(prompts), render)
     return [EncodedPrompt(messages, ids) for messages, ids in zip(prompts, encoded, strict=True)]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
     """Tokens of a response that comes as text (a person's, or one of a rankings file), with the end of text if `ended`.
 
-    The chat template decides what surrounds it: whether a space comes first, and how the turn ends.
+    The chat template decides what surrounds it: whether a space comes first, and how the turn ends. "<|user|>" in
+    `text` is text, not a token.
+
+    Raises:
+        UserError: the chat template writes no end of text after it, or something else than the generation prompt
+            before it.
     """
     question = [{"role": "user", "content": "?"}]
     start = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    turn = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": text}], tokenize=False)
-    ids: list[int] = tokenizer(turn[len(start) :], add_special_tokens=False)["input_ids"]
+
+    def render(chats: list[Messages]) -> list[str]:
+        turns: list[str] = tokenizer.apply_chat_template(chats, tokenize=False)
+        if not all(turn.startswith(start) for turn in turns):
+            raise UserError(
+                f"the chat template in {tokenizer.name_or_path} does not begin a response with the generation prompt, "
+                f"after which a model would be sampled: {CHAT_TEMPLATE_ADVICE}"
+            )
+        return [turn[len(start) :] for turn in turns]
+
+    (ids,) = _encode_chats(tokenizer, [[*question, {"role": "assistant", "content": text}]], render)
+    if tokenizer.eos_token_id not in ids:
+        raise UserError(
+            f"the chat template in {tokenizer.name_or_path} writes no end of text ({tokenizer.eos_token}) after a "
+            f"response, so that no model could learn to end one: {CHAT_TEMPLATE_ADVICE}"
+        )
     ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # some templates go on after the end of text
     return ids if ended else ids[:-1]
+
+
+def _encode_chats(
+    tokenizer: PreTrainedTokenizerBase, chats: list[Messages], render: Callable[[list[Messages]], list[str]]
+) -> list[list[int]]:
+    """Tokens of what `render`, which applies the chat template, makes of each chat.
+
+    Only the special tokens that the template writes are tokens; one that is typed in a message is text. transformers
+    has `sanitize_control_tokens` for this, but only for whole chats, and it encodes the text in pieces.
+    """
+    encoded: list[list[int]] = tokenizer(render(chats), add_special_tokens=False)["input_ids"]
+    special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for index, chat in enumerate(chats):
+        if any(name in message["content"] for message in chat for name in special):
+            encoded[index] = _encode_typed(tokenizer, chat, render, special)
+    return encoded
+
+
+def _encode_typed(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Messages,
+    render: Callable[[list[Messages]], list[str]],
+    special: dict[str, AddedToken],
+) -> list[int]:
+    """As `_encode_chats`, of one chat in whose messages special tokens are typed.
+
+    A character that is in no message stands in for each special token: in the messages until they are rendered, and
+    then for those of the template, as a token of a copy of the tokenizer. So the text is encoded in one piece.
+    """
+    typed = "".join(message["content"] for message in chat)
+    unused = (character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in typed)  # private use
+    stand_ins = dict(zip(special, unused, strict=False))
+    other = stand_ins | {stand_in: name for name, stand_in in stand_ins.items()}
+    either = re.compile("|".join(map(re.escape, sorted(other, key=len, reverse=True))))
+
+    def swap(text: str) -> str:
+        return either.sub(lambda found: other[found[0]], text)
+
+    (rendered,) = render([[message | {"content": swap(message["content"])} for message in chat]])
+    tokenizer_of_stand_ins = copy.deepcopy(tokenizer)
+    tokenizer_of_stand_ins.add_tokens(
+        [
+            AddedToken(stand_in, lstrip=special[name].lstrip, rstrip=special[name].rstrip, normalized=False)
+            for name, stand_in in stand_ins.items()
+        ]
+    )
+    (ids,) = encode_plain(tokenizer_of_stand_ins, [swap(rendered)])
+    token_ids = {
+        tokenizer_of_stand_ins.convert_tokens_to_ids(stand_in): tokenizer.convert_tokens_to_ids(name)
+        for name, stand_in in stand_ins.items()
+    }
+    return [token_ids.get(token, token) for token in ids]
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of plain texts, without a chat template and with nothing added. "<|user|>" is text, not a token."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return encoded
 
 
 def encode_demonstrations(
@@ -70,8 +178,7 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, response: Response) -> list
 def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Plain texts as in pretraining: an end of text before and after each, no chat template, truncated to fit."""
     eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[eos, *ids, eos][: context_length(model)] for ids in encoded]
+    return [[eos, *ids, eos][: context_length(model)] for ids in encode_plain(tokenizer, texts)]
 
 
 def split_texts(texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:

@@ -84,11 +84,9 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
     scalar_model, language_model = (parameters(checkpoints["sft"].path, head) for head in (False, True))
     if stage == "base":
         return [Work("training", 6, language_model, options["corpus_tokens"])]
-    from transformers import AutoTokenizer
+    from rlhf_mini.models.text import encode_plain, encode_prompts, encode_response, load_tokenizer
 
-    from rlhf_mini.models.text import encode_prompts, encode_response
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint.path)
 
     def prompt_length(example: Prompt) -> int:
         return len(encode_prompts(tokenizer, [example["prompt"]])[0].ids)
@@ -97,7 +95,7 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
         return len(encode_response(tokenizer, text))
 
     def text_length(path: str) -> float:
-        return mean(len(tokenizer(text)["input_ids"]) + 2 for text in drawn(read_texts(path)))
+        return mean(len(ids) + 2 for ids in encode_plain(tokenizer, drawn(read_texts(path))))
 
     if stage == "sft":
         length = mean(

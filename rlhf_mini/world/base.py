@@ -27,6 +27,7 @@ from rlhf_mini.core.console import console, run, track
 from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.models.sampling import sample
+from rlhf_mini.models.text import encode_plain
 from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
@@ -170,7 +171,7 @@ def complete(
     generator, out = torch.Generator().manual_seed(0), []
     for start in range(0, len(texts), 64):
         rollout = sample(
-            model, tokenizer(texts[start : start + 64])["input_ids"], max_new_tokens=max_new_tokens,
+            model, encode_plain(tokenizer, texts[start : start + 64]), max_new_tokens=max_new_tokens,
             temperature=temperature, eos_token_id=tokenizer.eos_token_id, generator=generator,
         )  # fmt: skip
         for ids in rollout.response_ids:

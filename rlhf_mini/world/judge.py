@@ -22,13 +22,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import console, run, track
 from rlhf_mini.core.examples import Ranking, read_preferences
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.models.scoring import with_scalar_head
+from rlhf_mini.models.text import load_tokenizer
 from rlhf_mini.training.schedule import warmup_cosine
 from rlhf_mini.world.corpus import WebMaker
 from rlhf_mini.world.heldout import SPLITS, core, held_out_prompts
@@ -97,7 +98,7 @@ def accuracy(model: PreTrainedModel, examples: list[Example], batch_size: int) -
 def train_judge(base: Checkpoint, out: Path, options: JudgeOptions) -> None:
     """Trains a judge on `base` and writes it as out/judge."""
     started = time.time()
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = load_tokenizer(base.path)
     model = with_scalar_head(base.path, options.seed)  # in eval mode: without dropout
     model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
     with writing(out, "judge") as folder:

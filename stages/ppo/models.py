@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import UserError, console
@@ -14,7 +14,7 @@ from rlhf_mini.core.examples import Response
 from rlhf_mini.core.options import load_function
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
-from rlhf_mini.models.text import EncodedPrompt
+from rlhf_mini.models.text import EncodedPrompt, load_tokenizer
 from stages.ppo.options import PPOOptions
 from stages.ppo.rewards import Reward, of_function, of_model
 
@@ -53,7 +53,7 @@ def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> 
     """Policy and reference from `sft`, value model and reward from `rm`, all in eval mode: no dropout, ever."""
     accelerator = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
     device = accelerator or torch.device("cpu")
-    tokenizer = AutoTokenizer.from_pretrained(sft.path)
+    tokenizer = load_tokenizer(sft.path)
     policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
     if rm is None:
         value_model = with_scalar_head(sft.path, options.seed).eval()

@@ -59,7 +59,7 @@ from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
-from rlhf_mini.models.text import check_prompt_lengths, encode_demonstrations, encode_prompts
+from rlhf_mini.models.text import check_prompt_lengths, encode_demonstrations, encode_prompts, load_tokenizer
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
 from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
@@ -75,7 +75,7 @@ VALIDATION_SAMPLES = 4  # to a prompt, at the temperature of PPO
 def train_rm(options: RMOptions) -> None:
     started = time.time()
     sft = load_checkpoint(options.run_dir / "sft", "sft")
-    tokenizer = AutoTokenizer.from_pretrained(sft.path)
+    tokenizer = load_tokenizer(sft.path)
     judge = None if options.init == "sft" else judge_for(tokenizer, options.init)
     base = load_checkpoint(options.base, "base") if options.base and not options.rankings else None
     ppo = load_checkpoint(options.ppo, "ppo") if options.ppo else None

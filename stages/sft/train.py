@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
@@ -49,6 +49,7 @@ from rlhf_mini.models.text import (
     encode_prompts,
     encode_texts,
     excerpt,
+    load_tokenizer,
     split_texts,
 )
 from rlhf_mini.training.batches import endless_batches
@@ -71,7 +72,7 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     demonstrations = read_demonstrations(options.demonstrations)
     base = load_checkpoint(options.base, "base")
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = load_tokenizer(base.path)
     model = AutoModelForCausalLM.from_pretrained(base.path)
     set_residual_dropout(model, options.dropout)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.core import checkpoints
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, save_last_good, writing
@@ -88,6 +88,71 @@ def test_a_checkpoint_says_where_it_comes_from_and_loads_plainly(nano_base: Path
     loaded = AutoModelForCausalLM.from_pretrained(sft.path)
     assert torch.equal(loaded.state_dict()["transformer.wte.weight"], what["model"].transformer.wte.weight)
     assert AutoTokenizer.from_pretrained(sft.path).chat_template
+
+
+QUESTIONS = ["What colour is a kiwi inside?", "Hi", "Name the capital of France and of Japan, please."]
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def test_plain_transformers_generate_in_batches(nano_base: Path, run_dir: Path) -> None:
+    """Greedily, the same for each prompt of a batch as for the prompt alone."""
+    what = contents(nano_base)
+    torch.manual_seed(0)
+    with torch.no_grad():  # a model that does not repeat one token
+        what["model"].transformer.wpe.weight.normal_(std=3.0)
+        what["model"].transformer.wte.weight.normal_()
+        what["model"].transformer.wte.weight[what["tokenizer"].all_special_ids] = 0
+    with writing(run_dir, "sft") as partial:
+        save_checkpoint(partial, stage="sft", **what)
+    folder = run_dir / "sft"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def said(questions: list[str]) -> list[list[int]]:
+        batch = tokenizer.apply_chat_template(
+            [chat(question) for question in questions], add_generation_prompt=True, padding=True, return_tensors="pt"
+        )
+        output = model.generate(**batch, max_new_tokens=12, do_sample=False)
+        return output[:, batch["input_ids"].shape[1] :].tolist()
+
+    alone = [ids for question in QUESTIONS for ids in said([question])]
+    assert said(QUESTIONS) == alone
+    assert all(len(ids) == 12 and len(set(ids)) > 5 for ids in alone)
+
+
+def test_plain_transformers_score_in_batches(nano_base: Path, run_dir: Path) -> None:
+    """A scalar head scores a text in a batch as alone, though the tokenizer comes from a language model."""
+    sft, model = make(run_dir, "sft", nano_base), AutoModelForSequenceClassification.from_pretrained(nano_base)
+    with writing(run_dir, "rm") as partial:
+        save_checkpoint(partial, stage="rm", **contents(sft) | {"model": model})
+    folder = run_dir / "rm"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        alone = [model(**tokenizer([question], return_tensors="pt")).logits[0] for question in QUESTIONS]
+        torch.testing.assert_close(model(**batch).logits, torch.stack(alone), rtol=0, atol=1e-5)
+
+
+def test_the_tokenizer_is_written_in_names_that_transformers_4_knows(nano_base: Path, run_dir: Path) -> None:
+    """4.57 loads no tokenizer of class TokenizersBackend and none with a list of extra_special_tokens."""
+    what = contents(nano_base)
+    with writing(run_dir, "sft") as partial:
+        save_checkpoint(partial, stage="sft", **what)
+    shipped = Path(__file__).parents[2] / "data"
+    for folder, side in ((run_dir / "sft", "left"), (shipped / "base", "left"), (shipped / "judge", "right")):
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in config
+        assert config["additional_special_tokens"] == ["<|user|>", "<|assistant|>"] and config["padding_side"] == side
+        assert config["model_input_names"] == ["input_ids", "attention_mask"]  # for 4.57, token_type_ids belong to them
+
+    before, loaded = what["tokenizer"], AutoTokenizer.from_pretrained(run_dir / "sft")
+    assert loaded.get_vocab() == before.get_vocab() and loaded.special_tokens_map == before.special_tokens_map
+    assert loaded.all_special_tokens == before.all_special_tokens and len(before.all_special_tokens) == 4
+    texts = [*QUESTIONS, "<|user|> é\n<|assistant|><|pad|>"]
+    assert loaded(texts)["input_ids"] == before(texts)["input_ids"]
+    assert loaded.apply_chat_template(chat("é")) == before.apply_chat_template(chat("é"))
 
 
 def test_the_sha256_is_that_of_sha256sum(tmp_path: Path) -> None:

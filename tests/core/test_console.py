@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rlhf_mini.core import console
-from rlhf_mini.core.console import UserError, run, track
+from rlhf_mini.core.console import UserError, printable, run, track
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
@@ -112,3 +112,24 @@ def test_track_of_nothing_and_of_unknown_length(capsys: pytest.CaptureFixture[st
 def test_sampled_text_is_printed_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
     console.console.print("[/b] :smile: [red]")
     assert capsys.readouterr().out == "[/b] :smile: [red]\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\U0001f469\u200d\U0001f680",  # an astronaut: woman, zero-width joiner, rocket
+        "\u2764\ufe0f \U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",  # a heart, a flag
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian, with a zero-width non-joiner
+        "\u0915\u094d\u200d\u0937",  # Hindi, with a zero-width joiner
+        "10\u00a0000\u202f km, co\u00adoperate, \u3000\u200e\u200f, one\ntwo",
+    ],
+)
+def test_printable_keeps_what_writing_needs(text: str) -> None:
+    assert printable(text) == text
+
+
+def test_printable_replaces_what_a_terminal_obeys() -> None:
+    assert printable("a\x1b[2Jb\rc\x07d\x9be\x00\x7f\x85\n") == "a\ufffd[2Jb\ufffdc\ufffdd\ufffde\ufffd\ufffd\ufffd\n"
+    directions = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+    assert printable("".join(map(chr, directions))) == "\ufffd" * 9
+    assert printable("\ud83d") == "\ufffd"  # UTF-8 has no bytes for it

@@ -57,6 +57,19 @@ def test_plain_transformers_load_the_checkpoints(runs: Path) -> None:
         prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")
         assert model.generate(**prompt, max_new_tokens=4, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
         assert tokenizer.pad_token_id != tokenizer.eos_token_id
+        # In a batch, the shorter prompt is continued as it is alone.
+        batch = tokenizer.apply_chat_template(
+            [question, [{"role": "user", "content": "Hi"}]],
+            add_generation_prompt=True,
+            padding=True,
+            return_tensors="pt",
+        )
+        single = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
+        )
+        said, alone = (model.generate(**ids, max_new_tokens=12, do_sample=False) for ids in (batch, single))
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in (said[1], alone[0])]
+        assert texts[0] == texts[1]
     assert AutoModelForSequenceClassification.from_pretrained(runs / "r" / "rm").config.num_labels == 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.checkpoints import Checkpoint
@@ -20,7 +20,7 @@ from rlhf_mini.evaluation.overopt.curves import N, best_of
 from rlhf_mini.evaluation.schema import Point, Start
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
-from rlhf_mini.models.text import EncodedPrompt, encode_prompts
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts, load_tokenizer
 from rlhf_mini.world.gold import judge
 
 AT_ONCE = 16  # prompts whose samples are drawn together, so that a progress bar moves
@@ -48,7 +48,7 @@ class Measurer:
         self.examples, self.samples, self.responses, self.seed = examples, best_of, responses, seed
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.threads = torch.get_num_threads()  # they decide how sums are rounded
-        self.tokenizer = AutoTokenizer.from_pretrained(sft.path)
+        self.tokenizer = load_tokenizer(sft.path)
         self.prompts = encode_prompts(self.tokenizer, [example["prompt"] for example in examples])
         self.sft = AutoModelForCausalLM.from_pretrained(sft.path).eval()
         self.reward_models = {name: load_reward_model(proxy.path) for name, proxy in proxies.items()}
