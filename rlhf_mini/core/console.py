@@ -5,6 +5,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import TypeVar
 from unicodedata import bidirectional, category
 
@@ -47,7 +48,8 @@ def run(main: Callable[[], object]) -> None:
     """
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end a training
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):  # a stream that is also read cannot always be changed
+                stream.reconfigure(errors="replace")
     try:
         main()
         return
