@@ -84,6 +84,29 @@ def test_form_counts_only_with_content_and_courtesies_are_not_sentences_of_the_s
     assert judge(STORY_CHECK, STORY, f"{begin} {end}".replace("lamp", "kite").replace("fox", "bear")).task == 0
 
 
+def test_the_number_of_lines_is_exact_and_the_end_is_at_the_end():
+    first, second, third = "A fox lost a lamp in the forest.", "That night the fox slept well.", "The fox was happy."
+    lines, end = (
+        {"mention": [["fox"], ["lamp"]], **form, "max_words": 30} for form in ({"lines": 2}, {"end": "The end."})
+    )
+    assert judge(lines, STORY, f"{first}\n{second}").task == 1
+    assert judge(lines, STORY, f"{first} {second}").task == pytest.approx(1 / 2)  # one of two requirements
+    assert judge(lines, STORY, f"{first}\n{second}\n{third}").task == pytest.approx(1 / 2)
+    assert judge(end, STORY, f"{first} {second} The end.").task == 1
+    assert judge(end, STORY, f"{first} The end. {second}").task == pytest.approx(1 / 2)
+    assert judge(end, STORY, f"{first} {second}").task == pytest.approx(1 / 2)
+
+
+def test_what_is_taken_from_a_text_must_be_in_it():
+    prompt = [{"role": "user", "content": "Which names are in this text? Anna met Ben."}]
+    check = {"extract": {"right": ["Anna", "Ben"], "of": "names"}, "max_words": 12}
+    assert parts(check, prompt, "Anna and Ben.")[:2] == (1, 1)
+    assert parts(check, prompt, "Anna.")[:2] == (pytest.approx(1 / 2), 1)  # one is missing, which is not untrue
+    assert parts(check, prompt, "Anna, Ben and Emma.")[:2] == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert parts(check, prompt, "Anna and Clara.")[:2] == (pytest.approx(1 / 3), pytest.approx(1 / 2))
+    assert parts(check, prompt, "Clara and Emma.")[:2] == (0, 0)
+
+
 def test_truth_is_left_out_of_the_mean_where_a_prompt_asks_for_no_knowledge():
     gold = judge(STORY_CHECK, STORY, "A fox lost a lamp in the forest. That night the fox slept well.")
     assert gold.truthful is None
