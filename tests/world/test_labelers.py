@@ -34,11 +34,13 @@ FRANCE = asked("What is the capital of France?", FACT)
 
 def clear(labeler: SimulatedLabeler, **changes: Any) -> SimulatedLabeler:
     """The labeler without noise and blind spots, except for `changes`."""
-    return replace(labeler, **{"noise": 0.0, "misses": {}} | changes)
+    settings: dict[str, Any] = {"noise": 0.0, "misses": {}}
+    return replace(labeler, **settings | changes)
 
 
 def weighing(name: str = "new", weights: dict[str, float] = EQUAL, **changes: Any) -> SimulatedLabeler:
-    return SimulatedLabeler(name, weights, **{"misses": {}, "noise": 0.0, "grid": 0.04} | changes)
+    settings: dict[str, Any] = {"misses": {}, "noise": 0.0, "grid": 0.04}
+    return SimulatedLabeler(name, weights, **settings | changes)
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------
