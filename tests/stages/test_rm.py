@@ -194,7 +194,7 @@ def test_the_heldout_labelers_rank_nothing_that_is_trained_on(world: Path) -> No
     train_rm(options_for(world, heldout_labelers=f"{__name__}:brief_labelers", num_prompts=60))
     metrics = stage_json(world, "rm")["metrics"]
     assert {one["labeler"] for one in read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl")} == {"toy"}
-    assert metrics["accuracy/training"]["share"] > 0.8 and metrics["accuracy/heldout"]["share"] < 0.2
+    assert metrics["accuracy/training"]["share"] > 0.7 and metrics["accuracy/heldout"]["share"] < 0.3
     assert metrics["accuracy/heldout"]["share"] == pytest.approx(1 - metrics["accuracy/training"]["share"])
     assert metrics["agreement/training_heldout"]["share"] == 0
     assert metrics["agreement/heldout"]["pairs"] == 3 * metrics["agreement/training"]["pairs"]
