@@ -1,5 +1,8 @@
 """What of the benchmarks runs without TRL 1.12: the count of operations, the cases, the command itself."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks import bench, cases, floor
+from benchmarks import bench, cases, floor, mutants
 from benchmarks.cases import never_ending
 from benchmarks.worker import Case
 from rlhf_mini.core.checkpoints import Checkpoint
@@ -95,3 +98,59 @@ def test_help() -> None:
     command = [sys.executable, "-m", "benchmarks.bench", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--rounds" in done.stdout
+
+
+# --- mutants ---------------------------------------------------------------------------------------------------------
+
+MODULE = '''"""1 + 1 in a docstring."""
+LIMIT: "int | None" = -1
+def f(é, x: int | None = 2) -> float | None:
+    é += "ü" if not x else f"{x + 1}"
+    if 0 < x <= 3 and é != "a":
+        return (x -
+                1)
+    return None
+'''
+
+
+def test_mutants_by_hand() -> None:
+    """One change each, and none in annotations, docstrings, texts and f-strings."""
+    found = mutants.mutants_of(MODULE.encode())
+    assert [(each.line, each.before, each.after) for each in found if each.line < 5] == [
+        (2, "-1", "1"), (2, "1", "2"), (3, "2", "3"), (4, "é += 'ü' if not x else f'{x + 1}'",
+        "é -= 'ü' if not x else f'{x + 1}'"), (4, "not x", "x"),
+    ]  # fmt: skip
+    assert [(each.line, each.before, each.after) for each in found if each.line >= 5] == [
+        (5, "0 < x <= 3 and é != 'a'", "0 < x <= 3 or é != 'a'"), (5, "0 < x <= 3", "0 <= x <= 3"),
+        (5, "0 < x <= 3", "0 >= x <= 3"), (5, "0 < x <= 3", "0 < x < 3"), (5, "0 < x <= 3", "0 < x > 3"), (5, "0", "1"),
+        (5, "3", "4"), (5, "é != 'a'", "é == 'a'"), (6, "return x - 1", "return None"), (6, "x - 1", "x + 1"),
+        (7, "1", "2"),
+    ]  # fmt: skip
+    sources = [each.source.decode() for each in found]
+    assert len(set(sources)) == len(sources)
+    assert MODULE.replace("-1", "(1)") in sources and MODULE.replace('é != "a"', "(é == 'a')") in sources
+
+
+def test_every_mutant_is_python_and_the_tests_exist() -> None:
+    for file, tests in mutants.TESTS.items():
+        assert (ROOT / file).is_file() and tests and all((ROOT / test).is_file() for test in tests), file
+    for each in mutants.mutants_of((ROOT / "rlhf_mini/core/rankings.py").read_bytes()):
+        compile(each.source, "mutant", "exec")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks after importing torch")
+def test_a_mutant_is_killed_in_a_copy(tmp_path: Path) -> None:
+    file, out = "rlhf_mini/core/rankings.py", tmp_path / "mutants.json"
+    before = (ROOT / file).read_bytes()
+    command = [sys.executable, "-m", "benchmarks.mutants", "--files", file, "--number", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"  killed +{file}:\d+: .+  ->  .+\n", done.stdout) and "100%" in done.stdout
+    (score,) = json.loads(out.read_text(encoding="utf-8"))["files"].values()
+    assert (score["tested"], score["killed"], score["survivors"]) == (1, 1, [])
+    assert (ROOT / file).read_bytes() == before
+
+
+def test_a_file_without_tests_is_refused() -> None:
+    with pytest.raises(UserError, match=r"stages/ppo/train\.py has no tests in TESTS"):
+        mutants.MutantsOptions(files="stages/ppo/train.py")

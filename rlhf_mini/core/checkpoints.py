@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -252,7 +253,7 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     """
     path = Path(path)
     make = how_to_make(path, stage)
-    remake = make if stage in SHIPPED else f"delete {path}, then {make}"
+    remake = make if stage in SHIPPED else f"delete {shlex.quote(str(path))}, then {make}"
     if not path.is_dir():
         raise UserError(f"there is no {stage} checkpoint in {path}: {make}")
     try:
@@ -283,5 +284,5 @@ def how_to_make(path: Path, stage: str) -> str:
         return f"run `git checkout data/{stage}`, or `make base`"
     runs_dir, run = path.parent.parent, path.parent.name
     if runs_dir == Path("runs"):
-        return f"run `make {stage}`" if run == "default" else f"run `make {stage} RUN={run}`"
-    return f"run `python -m stages.{stage} --runs_dir {runs_dir} --run {run}`"
+        return f"run `make {stage}`" if run == "default" else f"run `make {stage} RUN={shlex.quote(run)}`"
+    return f"run `{shlex.join(['python', '-m', f'stages.{stage}', '--runs_dir', str(runs_dir), '--run', run])}`"

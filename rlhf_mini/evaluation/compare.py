@@ -9,6 +9,7 @@ run's folder, to look for yourself where reward and gold disagree. A win rate is
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,7 @@ TITLES = {  # of the estimates in compare.json's "headline"
     "eos": "PPO's responses that end by themselves",
     "length_ratio": "PPO's length over a demonstration's",
 }
+SIDE_BY_SIDE = 60  # columns of the terminal below which the responses stand below each other
 DECIMAL = ("gold", "rm_score", "kl", "length")  # how their names begin; the others are shares
 
 
@@ -157,9 +159,10 @@ def own_prompt(options: CompareOptions) -> Prompt:
     """The example for --prompt; it has a check, and so a gold score, if it is a prompt in the split's folder."""
     prompt = [{"role": "user", "content": options.prompt}]
     for path in sorted(Path(options.split).parent.glob("*.jsonl")):
-        for example in read_prompts(path):
-            if example["prompt"] == prompt:
-                return example
+        with suppress(UserError):  # other files may lie beside the prompts
+            for example in read_prompts(path):
+                if example["prompt"] == prompt:
+                    return example
     return {"prompt": prompt}
 
 
@@ -172,6 +175,11 @@ def show_responses(row: Row) -> None:
     about = [f"{key.replace('_', ' ')}: {row.example[key]}" for key in ("use_case", "novel") if key in row.example]
     for message in row.prompt:
         console.print(Text(f"{message['role']}: ", style="bold").append(printable(message["content"])))
+    if console.width < SIDE_BY_SIDE:
+        for name, answer in row.answers.items():
+            console.print(Text(f"{name}: ", style="bold").append(printable(answer.response), style="not bold"))
+            console.print(Text(("" if answer.ended else "(truncated) ") + scores_line(answer), style="dim"))
+        return
     table = Table(*row.answers, expand=True, title=Text(", ".join(about)) if about else None, title_justify="left")
     for column in table.columns:
         column.ratio = 1

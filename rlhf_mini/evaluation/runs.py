@@ -1,6 +1,7 @@
 """The runs that are evaluated: their checkpoints, and the provenance of what is measured on them."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +42,6 @@ def provenance(settings: Any, command: str, checkpoints: dict[str, Checkpoint]) 
 def tool_command(run_dir: Path, tool: str) -> str:
     """The command that measures a run with `tool` (compare, evaluate, ...), in backticks; `make` where it applies."""
     if run_dir.parent != Path("runs"):
-        return f"`python -m rlhf_mini.evaluation.{tool} --runs_dir {run_dir.parent} --run {run_dir.name}`"
-    return f"`make {tool}`" if run_dir.name == "default" else f"`make {tool} RUN={run_dir.name}`"
+        module = ["python", "-m", f"rlhf_mini.evaluation.{tool}"]
+        return f"`{shlex.join([*module, '--runs_dir', str(run_dir.parent), '--run', run_dir.name])}`"
+    return f"`make {tool}`" if run_dir.name == "default" else f"`make {tool} RUN={shlex.quote(run_dir.name)}`"

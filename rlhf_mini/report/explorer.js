@@ -7,7 +7,7 @@
   const { stages, measures, prompts } = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const LIST_LENGTH = 6; // prompts listed at a time
-  const FULL_COLOUR = 65; // per cent of colour behind a token whose measure is at the end of the scale or beyond
+  const FULL_COLOUR = 0.65; // opacity of the colour behind a token whose measure is at the end of the scale or beyond
 
   // Strings among `children` become text nodes. Model text enters the page only this way, never as HTML.
   function make(tag, properties, ...children) {
@@ -20,7 +20,7 @@
     return (x > 0 ? "+" : x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
   }
   const plain = (x, digits = 2) => (x === null ? "–" : x.toFixed(digits).replace("-", "−"));
-  const words = (name) => name.replaceAll("_", " ");
+  const words = (name) => name.split("_").join(" ");
 
   // --- the prompts ---------------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@
     const start = Math.max(0, at) - (Math.max(0, at) % LIST_LENGTH);
     byId("near").start = start + 1;
     byId("near").replaceChildren(...matches.slice(start, start + LIST_LENGTH).map((prompt) => {
-      const button = make("button", { type: "button" }, make("span", {}, prompt.messages.at(-1).content),
+      const button = make("button", { type: "button" }, make("span", {}, prompt.messages[prompt.messages.length - 1].content),
         make("span", { className: "number" }, signed(prompt.gain)));
       if (prompt === current) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => {
@@ -113,6 +113,7 @@
       current.disagreement > 0 ? "RM and gold disagree on SFT vs PPO" : "",
     ].filter(Boolean).join(" · ");
     byId("answers").replaceChildren(...Object.keys(stages).map(answerColumn));
+    byId("answers").classList.toggle("with-microscope", Boolean(byId("answers").querySelector("button")));
     if (setAddress && location.hash !== link()) history.replaceState(null, "", link());
     showTokens();
   }
@@ -154,7 +155,7 @@
 
   // --- the token microscope ------------------------------------------------------------------------------------------
 
-  const visible = (text) => text.replaceAll("\n", "⏎\n");
+  const visible = (text) => text.split("\n").join("⏎\n");
   const titles = Object.values(measures).map(({ title }) => title);
 
   // The choices of the form: the stage, its look at the current prompt (if there is one), the measure to colour by.
@@ -186,7 +187,7 @@
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       span.setAttribute("aria-label", `${end ? "end of text" : text}: ${title} ${signed(value)}`);
-      span.style.setProperty("--strength", `${(FULL_COLOUR * Math.min(1, Math.abs(value) / scale)).toFixed(0)}%`);
+      span.style.setProperty("--strength", (FULL_COLOUR * Math.min(1, Math.abs(value) / scale)).toFixed(2));
       span.addEventListener("pointerenter", () => readOut(n));
       span.addEventListener("focus", () => readOut(n));
       return span;

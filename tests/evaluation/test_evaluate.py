@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
-from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.files import plain, write_jsonl
 from rlhf_mini.evaluation import baselines, content, diversity, evaluate, pairs, probes
 from rlhf_mini.evaluation.answers import Answer, Row
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.evaluate import EvaluateOptions
 from rlhf_mini.evaluation.responses import load_stages
 from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.summary import grouped
 from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.world.gold import WEIGHTS, judge
 from rlhf_mini.world.knowledge import load
@@ -171,6 +172,19 @@ def test_several_runs_together(options: EvaluateOptions) -> None:
     assert list(ratings) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
     assert ratings["r/sft"]["mean"] == pytest.approx(ratings["s/sft"]["mean"])  # the same model and the same draws
     assert "rm" not in together["bradley_terry"]  # each run has a reward model of its own
+    # The intervals hold the seeds: rows are drawn by run and by prompt, not as if all were of one run.
+    rows = [row for name in ("r", "s") for row in rows_of(options.of_run(name).run_dir / "compare.jsonl")]
+    for key, rates in (("win_rates", pairs.win_rates), ("length_controlled", pairs.length_controlled_win_rates)):
+        assert together[key] == plain(rates(rows, 2, options.seed)) != plain(rates(rows, 1, options.seed))
+    of_ppo, in_one = (
+        grouped(rows, {"all": 1.0}, options.seed, number)["all"].stages["ppo"]["rm_score"] for number in (2, 1)
+    )
+    assert together["stages"]["ppo"]["rm_score"] == plain(of_ppo) != plain(in_one)
+
+
+def rows_of(path: Path) -> list[Row]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Row(line, {stage: Answer(**answer) for stage, answer in line["stages"].items()}) for line in lines]
 
 
 def test_content_is_ordered_by_score_and_by_likelihood(options: EvaluateOptions) -> None:
@@ -243,47 +257,6 @@ def test_runs_that_differ_in_more_than_the_seed_are_rated_side_by_side(options: 
     assert "stages" not in together and list(together["by_run"]) == ["r", "s"]
     assert list(together["bradley_terry"]["gold"]) == ["base", "r/sft", "r/ppo", "s/sft", "s/ppo"]
     assert read(options.of_run("s").run_dir / "evaluate.json")["runs"] == ["s"]
-
-
-def test_wins_by_each_judge() -> None:
-    def answer(rm_score: float, a: int | None, b: int | None, gold: int | None) -> Answer:
-        ranks = {"a": a, "b": b, "gold": gold}
-        return Answer(response="", ended=True, tokens=1, words=1, ids=[], rm_score=rm_score, gold=None, parts=None,
-                      kl=None, ranks=ranks)  # fmt: skip
-
-    example = {"prompt": [{"role": "user", "content": "?"}]}
-    rows = [
-        Row(example, {"ppo": answer(1.0, 1, 2, 3), "sft": answer(0.5, 2, 2, 1)}),  # type: ignore[arg-type]
-        Row(example, {"ppo": answer(1.0, None, None, None), "sft": answer(1.0, None, None, None)}),  # type: ignore[arg-type]
-    ]
-    by_judge = {judge: pairs.wins_of(rows, "ppo/sft", judge).tolist() for judge in ("gold", "heldout", "rm")}
-    assert by_judge["rm"] == [1.0, 0.5]
-    assert by_judge["gold"][0] == 0.0 and by_judge["heldout"][0] == 0.75
-    assert np.isnan(by_judge["gold"][1]) and np.isnan(by_judge["heldout"][1])
-
-
-def test_references_judge_beside_gold() -> None:
-    def answer(gold: float, likeness: float | None, rank: int | None) -> Answer:
-        ranks = {"a": 1, "gold": 1, "references": rank}
-        return Answer(response="", ended=True, tokens=1, words=1, ids=[], rm_score=0.0, gold=gold, parts=None,
-                      kl=None, ranks=ranks, reference_score=likeness)  # fmt: skip
-
-    def row(*of_stages: tuple[float, float | None, int | None]) -> Row:
-        stages = zip(("base", "sft", "ppo"), of_stages, strict=True)
-        return Row({"prompt": [{"role": "user", "content": "?"}]}, {stage: answer(*of) for stage, of in stages})
-
-    known = [row((0.0, 0.1, 3), (0.5, 0.6, 2), (1.0, 0.8, 1)), row((0.2, 0.0, 2), (0.4, 0.5, 1), (0.9, 0.5, 1))]
-    rates = pairs.win_rates(known, 1, 0)
-    assert rates["references"]["ppo/sft"].mean == 0.75 and rates["heldout"]["ppo/sft"].mean == 0.5
-    assert list(pairs.rate({"r": known}, [one.example for one in known], [], 0)) == list(rates)
-    found = pairs.references_with_gold(known, 1, 0)
-    by_hand = np.corrcoef([0.0, 0.5, 1.0, 0.2, 0.4, 0.9], [0.1, 0.6, 0.8, 0.0, 0.5, 0.5])[0, 1]
-    assert found and found.mean == pytest.approx(by_hand) and found.low < found.mean < found.high
-
-    unknown = [row((0.0, None, None), (0.5, None, None), (1.0, None, None))]
-    assert list(pairs.win_rates(unknown, 1, 0)) == ["gold", "heldout", "rm"]
-    assert "references" not in pairs.rate({"r": unknown}, [unknown[0].example], [], 0)
-    assert pairs.references_with_gold(unknown, 1, 0) is None
 
 
 def test_probes_ask_what_no_stage_has_seen() -> None:

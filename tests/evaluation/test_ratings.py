@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_mini.core.bootstrap import mean_intervals, resample_weights
-from rlhf_mini.evaluation.ratings import bradley_terry, length_controlled, outcomes
+from rlhf_mini.evaluation.ratings import bradley_terry, length_controlled, outcomes, pearson
 
 
 def test_outcomes_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_lopsided_resamples_agree_with_newtons_method() -> None:
     assert np.abs(bradley_terry(resampled) - [newton(of_resample) for of_resample in resampled]).max() < 0.01
 
 
-@pytest.mark.parametrize("games", [100, 5_000, 100_000])
+@pytest.mark.parametrize("games", [1, 100, 5_000, 100_000])
 def test_a_shutout_is_rated_by_its_odds(games: int) -> None:
     wins = np.array([[0, 0.0], [games, 0]])
     assert bradley_terry(wins) == pytest.approx([0, 400 * np.log10((games + 0.5) / 0.5)], abs=0.1)
@@ -91,6 +91,18 @@ def test_weights_and_unknown_outcomes() -> None:
     assert np.isnan(bradley_terry(np.zeros((2, 3, 3)))).all()
     (everything,) = length_controlled(np.ones(50), np.zeros(50), np.ones((1, 50)))
     assert 0.99 < everything <= 1.0
+
+
+def test_correlation_by_hand() -> None:
+    first, second = np.array([1.0, 2, 3, np.nan, 9]), np.array([1.0, 3, 2, 7, np.nan])
+    # deviations -1, 0, 1 and -1, 1, 0: a covariance of 1 over variances of 2; then the third counts as two do
+    weights = np.array([[1.0, 1, 1, 5, 5], [1, 1, 2, 0, 0], [0, 2, 0, 1, 1]])
+    once, twice, constant = pearson(first, second, weights)
+    assert once == pytest.approx(1 / 2)
+    assert twice == pytest.approx(np.corrcoef([1, 2, 3, 3], [1, 3, 2, 2])[0, 1])
+    assert np.isnan(constant)  # one pair alone does not vary
+    assert np.isnan(pearson(np.ones(5), second, weights)).all()
+    assert np.isnan(pearson(first, second, np.zeros((1, 5)))).all()
 
 
 def test_runs_are_drawn_as_wholes_and_share_their_prompts() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_logprobs_equal_a_full_pass(
         generator=torch.Generator().manual_seed(1),
     )
     assert selected, "no row has left the batch, so this tests nothing"
-    assert selected == sorted(selected, reverse=True)
+    assert selected == sorted({*selected} - {len(PROMPTS)}, reverse=True)  # fewer each time, and not before one ends
     for row, prompt, response in zip(logprobs_by_row(rollout), PROMPTS, rollout.response_ids, strict=True):
         assert 3 not in response[:-1]
         assert len(response) == 12 or response[-1] == 3
@@ -154,6 +155,7 @@ def test_draw_inverts_the_cumulated_probabilities() -> None:
     logits = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log()  # cumulated: 0.5, 0.5, 0.8, 1
     for uniform, token in [(0.0, 0), (0.499, 0), (0.501, 2), (0.799, 2), (0.801, 3), (0.999999, 3)]:
         assert draw(logits, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+        assert draw(logits + 1000, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]  # exp overflows
     zero_first = torch.tensor([[0.0, 1.0]]).log()
     assert draw(zero_first, torch.tensor([0.0], dtype=torch.float64)).tolist() == [1]
 
@@ -226,6 +228,17 @@ def test_respond(nano_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert response.text == tokenizer.decode(response.ids, skip_special_tokens=True)
         assert response.ended == (response.ids[-1] == tokenizer.eos_token_id)
         assert response.ended or len(response.ids) == 6
+    batches: list[list[int]] = []
+
+    def recorded(model: torch.nn.Module, prompts: list[list[int]], **arguments: Any) -> sampling.Rollout:
+        batches.append([len(ids) for ids in prompts])
+        return sample(model, prompts, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "sample", recorded)
+        respond(model, tokenizer, prompts, max_new_tokens=6, batch_size=2)
+    lengths = sorted((len(prompt.ids) for prompt in prompts), reverse=True)
+    assert batches == [lengths[:2], lengths[2:4], lengths[4:]]  # of similar length, the longest first
     greedy = respond(model, tokenizer, prompts, max_new_tokens=4, temperature=0)
     for prompt, response in zip(prompts, greedy, strict=True):
         assert response.ids == full_logits(model, prompt.ids, response.ids).argmax(-1).tolist()

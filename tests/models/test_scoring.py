@@ -20,6 +20,7 @@ from rlhf_mini.models import scoring
 from rlhf_mini.models.scoring import (
     in_buckets,
     lay_out,
+    load_reward_model,
     response_logprobs,
     response_values,
     reward_scores,
@@ -165,16 +166,16 @@ def test_buckets_do_not_change_the_gradient(
 
 
 def test_buckets_restore_the_order() -> None:
-    lengths = (3, 1, 4, 1, 5, 2)
+    lengths, of_responses = (3, 1, 4, 1, 5, 2), (2, 9, 1, 1, 4, 3)
     seen = []
 
     def one_pass(prompts: Any, responses: Any) -> list[torch.Tensor]:
         seen.append([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
         return [torch.tensor([r[0]]) for r in responses]
 
-    rows = in_buckets(one_pass, [[9] * (length - 1) for length in lengths], [[10 * n] for n in range(6)], 4)
+    rows = in_buckets(one_pass, [[9] * length for length in lengths], [[10 * n] * of_responses[n] for n in range(6)], 4)
     assert [row.item() for row in rows] == [0, 10, 20, 30, 40, 50]
-    assert seen == [[5, 4, 3, 2], [1, 1]]  # the longest first
+    assert seen == [[10, 9, 5, 5], [5, 2]]  # prompt and response together, the longest first
 
 
 def test_texts(nano_base: Path) -> None:
@@ -203,6 +204,25 @@ def test_texts(nano_base: Path) -> None:
             assert got == pytest.approx(reward_model(whole).logits.item(), abs=1e-5)
             logprobs = (policy(whole).logits[0, len(prompt.ids) - 1 : -1] / 0.5).log_softmax(-1)
         assert total == pytest.approx(logprobs.gather(-1, torch.tensor([ids]).T).sum().item(), abs=1e-4)
+
+
+def test_a_reader_is_loaded_beside_the_reward_model_and_counts(
+    reward_model: GPT2ForSequenceClassification, tmp_path: Path
+) -> None:
+    reader = GPT2LMHeadModel(config()).eval()
+    reward_model.save_pretrained(tmp_path)
+    scalars = reward_scores(load_reward_model(tmp_path), PROMPTS, RESPONSES)  # without a coefficient, no reader
+    reward_model.config.likelihood_coef = 0.5
+    reward_model.save_pretrained(tmp_path)
+    reader.save_pretrained(tmp_path / "reader")
+    loaded = load_reward_model(tmp_path)
+    assert not loaded.training and loaded.state_dict().keys() == reward_model.state_dict().keys()
+    for prompt, response, score, scalar in zip(
+        PROMPTS, RESPONSES, reward_scores(loaded, PROMPTS, RESPONSES), scalars, strict=True
+    ):
+        logits = reader(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        logprobs = torch.distributions.Categorical(logits=logits).log_prob(torch.tensor(response))
+        torch.testing.assert_close(score, scalar + 0.5 * logprobs.mean(), atol=1e-5, rtol=0)
 
 
 def test_no_responses_have_no_logprobs(nano_base: Path) -> None:

@@ -119,19 +119,21 @@ def test_whitening_against_the_statistics_module(batch: list[list[float]], shift
 def test_policy_loss_by_hand() -> None:
     """The four corners: a gain is capped, a loss is not, whichever way the ratio went."""
     ratio, advantages = torch.tensor([1.5, 0.5, 1.5, 0.5]), torch.tensor([1.0, 1.0, -1.0, -1.0])
-    loss, clip_fraction = policy_loss(ratio.log(), torch.zeros(4), advantages, clip_range=0.2)
+    logprobs = torch.tensor([-2.0, -1.0, -3.0, -0.7])
+    loss, clip_fraction = policy_loss(logprobs + ratio.log(), logprobs, advantages, clip_range=0.2)
     # -1 * 1.2 (capped), -1 * 0.5, +1 * 1.5, +1 * 0.8 (capped)
     close(loss, (-1.2 - 0.5 + 1.5 + 0.8) / 4)
     close(clip_fraction, 0.5)
 
 
 def test_value_loss_by_hand() -> None:
-    values, new_values, returns = torch.zeros(3), torch.tensor([0.1, 1.0, 1.0]), torch.tensor([0.5, 1.0, -1.0])
+    values, new_values = torch.tensor([0.0, 0.0, 0.0, 1.0]), torch.tensor([0.1, 1.0, 1.0, 0.0])
+    returns = torch.tensor([0.5, 1.0, -1.0, 0.2])
     # within the clip: (0.1 - 0.5)^2 = 0.16; beyond it and right: held back at 0.2, (0.2 - 1)^2 = 0.64;
-    # beyond it and wrong: (1 + 1)^2 = 4 counts, not (0.2 + 1)^2
+    # beyond it and wrong: (1 + 1)^2 = 4 counts, not (0.2 + 1)^2; downwards: held back at 0.8, (0.8 - 0.2)^2 = 0.36
     loss, clip_fraction = value_loss(new_values, values, returns, clip_range_value=0.2)
-    close(loss, 0.5 * (0.16 + 0.64 + 4) / 3)
-    close(clip_fraction, 1 / 3)
+    close(loss, 0.5 * (0.16 + 0.64 + 4 + 0.36) / 4)
+    close(clip_fraction, 2 / 4)
 
 
 def test_gradients_against_finite_differences() -> None:
@@ -144,7 +146,7 @@ def test_gradients_against_finite_differences() -> None:
 
 
 def test_approx_kl_and_explained_variance() -> None:
-    close(approx_kl(torch.tensor([0.2, -0.4]), torch.zeros(2)), 0.5 * (0.04 + 0.16) / 2)
+    close(approx_kl(torch.tensor([-0.8, -2.4]), torch.tensor([-1.0, -2.0])), 0.5 * (0.04 + 0.16) / 2)
     returns = torch.tensor([1.0, 3.0])
     close(explained_variance(returns, returns), 1.0)
     close(explained_variance(torch.full((2,), 2.0), returns), 0.0)

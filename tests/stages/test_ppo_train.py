@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import ppo_batch
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.core import checkpoints
@@ -355,6 +357,20 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth(runs: Path) -> None:
     assert of_value[0] == options_for(runs).value_learning_rate and of_value == sorted(of_value, reverse=True)
 
 
+@pytest.mark.parametrize("rates", [(1e-3, 1e-7), (1e-7, 1e-3)], ids=["policy", "value model"])
+def test_policy_and_value_model_learn_at_rates_of_their_own(runs: Path, rates: tuple[float, float]) -> None:
+    """In its first step, Adam moves a weight by the learning rate, whatever the gradient."""
+    options = options_for(runs, learning_rate=rates[0], value_learning_rate=rates[1], updates=1, num_minibatches=1)
+    train.train_ppo(replace(options, warmup_updates=0))
+    nano = runs / "nano"
+    before, after = (AutoModelForCausalLM.from_pretrained(nano / stage) for stage in ("sft", "ppo"))
+    moves = [(after.transformer.h[0].mlp.c_fc.weight - before.transformer.h[0].mlp.c_fc.weight).abs().max().item()]
+    scorers = (AutoModelForSequenceClassification.from_pretrained(nano / stage) for stage in ("rm", "ppo/value_model"))
+    first, last = (scorer.transformer.h[0].mlp.c_fc.weight for scorer in scorers)
+    moves.append((last - first).abs().max().item())
+    assert moves == pytest.approx(list(rates), rel=0.1)
+
+
 def test_snapshots_are_the_policies_on_the_way(runs: Path) -> None:
     train.train_ppo(options_for(runs, updates=4, snapshot_steps=2, save_steps=0))
     folder = runs / "nano" / "ppo"
@@ -477,10 +493,40 @@ def test_ptx_moves_the_policy_only_and_towards_the_texts(runs: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_more_inner_epochs_take_more_steps(runs: Path) -> None:
-    for epochs, minibatches in ((1, 2), (3, 2)):
-        train.train_ppo(options_for(runs, num_ppo_epochs=epochs, num_minibatches=minibatches, save_steps=1))
-    assert options_for(runs, num_ppo_epochs=3, num_minibatches=2).steps == 6
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_more_inner_epochs_take_more_steps(runs: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Each pass takes every episode once, a minibatch a step; from the second step on, the policy has moved."""
+    models, options = loaded(runs), options_for(runs, num_ppo_epochs=epochs, learning_rate=1e-3, ptx_coef=0.1)
+    learner, batch = Learner(models, options), collect(models, messages(8), options)
+    learner.set_rates(1.0, 1.0)
+    ratios: list[Tensor] = []
+    visits: list[list[int]] = []
+    steps, texts = [0, 0], iter(range(100))
+    original, select = losses.policy_loss, Batch.minibatch
+
+    def policy_loss(new_logprobs: Tensor, logprobs: Tensor, *rest: Any) -> losses.Clipped:
+        ratios.append(torch.exp(new_logprobs - logprobs).detach())
+        return original(new_logprobs, logprobs, *rest)
+
+    def minibatch(self: Batch, rows: list[int]) -> Batch:
+        visits.append(rows)
+        return select(self, rows)
+
+    def count(index: int) -> None:
+        steps[index] += 1
+
+    monkeypatch.setattr(losses, "policy_loss", policy_loss)
+    monkeypatch.setattr(Batch, "minibatch", minibatch)
+    for index, optimizer in enumerate(learner.optimizers):
+        optimizer.register_step_post_hook(lambda *_, index=index: count(index))
+    train.ppo_epochs(models, learner.optimizers, batch, options, seeded(), ([[0, 40 + n % 9]] for n in texts))
+
+    assert steps == [2 * epochs] * 2 and next(texts) == 2 * epochs == options.steps
+    assert all(sorted(visits[at] + visits[at + 1]) == list(range(8)) for at in range(0, 2 * epochs, 2))
+    errors = [(ratio - 1).abs().max().item() for ratio in ratios]
+    assert errors[0] < 1e-4 and min(errors[1:]) > 1e-2
+    # The ratio is to the rollout, not to the step before: over the passes it goes further.
+    assert epochs == 1 or max(errors[4:]) > 2 * max(errors[:2])
 
 
 @pytest.mark.parametrize(

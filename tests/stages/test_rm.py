@@ -32,7 +32,7 @@ from rlhf_mini.world.heldout import core, held_out_prompts
 from rlhf_mini.world.judge import JudgeOptions, rankings, train_judge
 from rlhf_mini.world.knowledge import load
 from stages.rm import content, likelihood
-from stages.rm.agreement import summary
+from stages.rm.agreement import simulated_evaluation, summary
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
 from stages.rm.rankings import encode, ordered, rank, split_by_prompt
@@ -54,6 +54,24 @@ class CannotJudge:
 
     def rank(self, example, responses):
         raise UserError("this labeler cannot judge this prompt")
+
+
+class LikesBrevity(LikesLength):
+    name = "brief"
+
+    def rank(self, example, responses):
+        return [1 + sum(len(other.text) < len(one.text) for other in responses) for one in responses]
+
+
+class LikesTheFirst(LikesLength):
+    name = "first"
+
+    def rank(self, example, responses):
+        return [1] + [2] * (len(responses) - 1)
+
+
+def brief_labelers():
+    return [LikesBrevity(), LikesBrevity(), LikesBrevity()]
 
 
 def toy_labelers():
@@ -154,6 +172,32 @@ def test_learns_the_labelers_taste(world, capsys):
         assert 2 <= len(set(responses)) == len(responses) <= 4
         assert each["ranks"] == LikesLength().rank(each, [Response(*one) for one in responses])
         assert each["id"].startswith("p-") and each["labeler"] == "toy"
+
+
+def test_each_group_of_labelers_has_its_own_shares():
+    groups = [[Response(text, True) for text in ("a", "aaa", "aa")], [Response(text, True) for text in ("aa", "a")]]
+    scores = [[1.0, 3.0, 2.0], [1.0, 2.0]]  # by length in the first group, against it in the second
+    labelers: Any = {"training": toy_labelers(), "heldout": brief_labelers(), "gold": [LikesTheFirst()]}
+    shares = simulated_evaluation(scores, [prompt(1), prompt(2)], groups, labelers)
+    assert {key: (share["share"], share["pairs"]) for key, share in shares.items()} == {
+        "accuracy/training": (6 / 8, 8),  # two labelers, three pairs and one
+        "accuracy/heldout": (3 / 12, 12),
+        "accuracy/gold": (0.0, 3),  # its first response has the lowest score in either group
+        "agreement/training": (1.0, 4),
+        "agreement/heldout": (1.0, 12),
+        "agreement/training_heldout": (0.0, 24),
+    }
+
+
+def test_the_heldout_labelers_rank_nothing_that_is_trained_on(world: Path) -> None:
+    """Training labelers like length; the others, who like brevity, are met only where accuracy is measured."""
+    train_rm(options_for(world, heldout_labelers=f"{__name__}:brief_labelers", num_prompts=60))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert {one["labeler"] for one in read_rankings(world / "runs" / "t" / "rm" / "rankings.jsonl")} == {"toy"}
+    assert metrics["accuracy/training"]["share"] > 0.7 and metrics["accuracy/heldout"]["share"] < 0.3
+    assert metrics["accuracy/heldout"]["share"] == pytest.approx(1 - metrics["accuracy/training"]["share"])
+    assert metrics["agreement/training_heldout"]["share"] == 0
+    assert metrics["agreement/heldout"]["pairs"] == 3 * metrics["agreement/training"]["pairs"]
 
 
 def test_the_checkpoint_loads_plainly_and_demonstrations_score_0(world):
