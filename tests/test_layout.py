@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     TRAINING: (CORE, MODELS),
     WORLD: (*SHARED, "stages.rm"),
     **{f"stages.{stage}": SHARED for stage in STAGES},
+    "stages.__main__": (CORE,),
     EVALUATION: (*SHARED, WORLD, "stages"),
     "rlhf_mini.report": TOOL,
     "rlhf_mini.chat": TOOL,

@@ -328,6 +328,7 @@ def test_a_missing_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     assert refusal(Path("data/base"), "base").endswith(": run `git checkout data/base`, or `make base`")
     elsewhere = tmp_path / "else"
     assert refusal(elsewhere / "y" / "sft", "sft").endswith(f"`python -m stages.sft --runs_dir {elsewhere} --run y`")
+    assert refusal(Path("my runs/y") / "sft", "sft").endswith("`python -m stages.sft --runs_dir 'my runs' --run y`")
 
 
 def test_a_half_written_checkpoint(nano_base: Path, run_dir: Path) -> None:
@@ -385,6 +386,5 @@ def test_a_reward_model_of_another_sft(nano_base: Path, run_dir: Path) -> None:
     load_checkpoint(run_dir / "rm", "rm", of=load_checkpoint(run_dir / "sft", "sft"))
     make(run_dir, "sft", nano_base, 2.0)  # trained again, with other weights
     assert refusal(run_dir / "rm", "rm", of=load_checkpoint(run_dir / "sft", "sft")) == (
-        "the rm checkpoint in runs/x/rm was not made from the sft in runs/x/sft: "
-        "delete runs/x/rm, then run `make rm RUN=x`"
+        "the rm checkpoint in runs/x/rm was not made from the sft in runs/x/sft: run `make rm RUN=x`"
     )

@@ -320,3 +320,17 @@ def test_mistakes_as_a_user_makes_them(nano_base: Path, arguments: list[str], se
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode != 0
     assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_prompt_of_ones_own_beside_files_that_are_no_prompts(
+    nano_run: CompareOptions, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in a narrow terminal, where the responses stand below each other, whole."""
+    (Path(nano_run.split).parent / "a.jsonl").write_text("no JSON")
+    nano_run.prompt = PROMPTS[0]["prompt"][0]["content"]
+    for width, side_by_side in ((80, True), (40, False)):
+        monkeypatch.setattr(console, "width", width)
+        compare(nano_run, "")
+        said = capsys.readouterr().out
+        assert said.count("RM ") == 3 and said.count("gold ") == 3 and ("│" in said) == side_by_side
+        assert max(map(len, said.splitlines())) <= max(width, len(str(nano_run.run_dir)) + 90)

@@ -246,6 +246,12 @@ def test_gain_and_disagreement() -> None:
     assert explorer.gain(ROWS[5]) is None and explorer.disagreement(ROWS[5]) is None
 
 
+@pytest.mark.parametrize("recent", ["color-mix(", ":has(", ".at(", ".replaceAll(", "structuredClone("])
+def test_the_page_asks_for_no_recent_browser(html: str, recent: str) -> None:
+    style, script = html[html.index("<style") : html.index("</style>")], html[html.index("<script") :]
+    assert recent not in style and recent not in script
+
+
 def test_content_is_told_by_kind_and_part(html: str) -> None:
     rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>(seen|new)</td>(.*?)</tr>', html, re.DOTALL)
     assert [(markup.unescape(title), part) for title, part, _ in rows] == [(EVIL, "seen"), (EVIL, "new")]
