@@ -39,8 +39,9 @@ def main() -> None:
         )
         assert top and bottom
         start, height = top["y"] + page.evaluate("scrollY"), bottom["y"] + bottom["height"] - top["y"]
-        clip = {"x": 0, "y": start, "width": WIDTH, "height": height}
-        page.screenshot(path=arguments.out, full_page=True, clip=clip)
+        page.screenshot(
+            path=arguments.out, full_page=True, clip={"x": 0, "y": start, "width": WIDTH, "height": height}
+        )  # fmt: skip
     console.print(f"{arguments.out} written", soft_wrap=True)
 
 
