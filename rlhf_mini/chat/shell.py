@@ -126,9 +126,11 @@ class Shell(cmd.Cmd):
         if not conversations[name].exchanges:
             raise UserError("there is no answer to look at yet: send a message first")
         with console.status("loading PPO's models"):
-            self.microscope = self.microscope or Microscope(self.options.run_dir)
+            self.microscope = self.microscope or Microscope(self.options.run_dir, self.options.reward)
         exchange = conversations[name].exchanges[-1]
         show_view(self.microscope.look(exchange.prompt, exchange.response), exchange, measure)
+        if self.microscope.note:
+            say(self.microscope.note)
 
     def do_history(self, _: str) -> None:
         conversations = self.chat.conversations

@@ -22,7 +22,7 @@ from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, printable, run
 from rlhf_mini.core.examples import Demonstration, Prompt, read_demonstrations, read_prompts
 from rlhf_mini.core.files import write_json, write_jsonl
-from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
+from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.core.rankings import load_labelers
 from rlhf_mini.evaluation import summary as summaries
 from rlhf_mini.evaluation.answers import Answer, Row, mixed
@@ -60,7 +60,7 @@ class CompareOptions(RunOptions):
     """Options of `python -m rlhf_mini.evaluation.compare`."""
 
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
-    seed: NonNegativeInt = option(0, "Seed of the responses, of the prompts shown and of the bootstrap.")
+    seed: Seed = option(0, "Seed of the responses, of the prompts shown and of the bootstrap.")
 
     prompt: str = option("", "Compare responses to this text only; prints them and writes nothing.")
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")

@@ -24,7 +24,7 @@ from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import plain, read_jsonl, replacing
-from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
+from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
@@ -32,6 +32,7 @@ from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
 from rlhf_mini.report.explorer import STAGES, Row, look_at, pack_explorer, pick
 from rlhf_mini.world.gold import WEIGHTS
+from stages.ppo.options import names_function
 
 FOLDER = Path(__file__).parent
 
@@ -42,8 +43,11 @@ class ReportOptions(RunOptions):
 
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
     microscope_prompts: NonNegativeInt = option(120, "Prompts whose SFT and PPO responses are shown token by token.")
+    reward: str = option(
+        "", "If PPO was trained on a function: its package.module:function again, which allows to run its code."
+    )
     watts: PositiveFloat = option(30.0, "Assumed power draw of the machine, for the watt-hours.")
-    seed: NonNegativeInt = option(0, "Seed of the choice of prompts for the microscope.")
+    seed: Seed = option(0, "Seed of the choice of prompts for the microscope.")
 
 
 def main() -> None:
@@ -64,9 +68,9 @@ def write_report(settings: ReportOptions, command: str) -> Path:
     evaluation = read_evaluation(run_dir, checkpoints)
     study = read_study(run_dir, checkpoints)
     metrics = {stage: read_jsonl(run_dir / stage / "metrics.jsonl") for stage in ("sft", "rm", "ppo")}
-    reward = checkpoints["ppo"].info["options"].get("reward", "")
+    reward = str(checkpoints["ppo"].info["options"].get("reward", ""))
 
-    looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed))
+    looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed), settings.reward)
     data = pack_explorer(rows, looks)
     provenance: dict[str, Any] = {
         "this page": {"command": command, "options": dataclasses.asdict(settings)},
@@ -89,6 +93,7 @@ def write_report(settings: ReportOptions, command: str) -> Path:
         curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
         overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])],
         reward=reward,
+        without_score=names_function(reward) and not settings.reward,
         how_to_overopt=how_to(run_dir, "overopt"),
         costs=costs(checkpoints, metrics["ppo"], settings.watts),
         counted=COUNTED,

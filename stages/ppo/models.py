@@ -15,7 +15,7 @@ from rlhf_mini.core.options import load_function
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt
-from stages.ppo.options import PPOOptions
+from stages.ppo.options import PPOOptions, names_function
 from stages.ppo.rewards import Reward, of_function, of_model
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
 
     The run's own must have been trained on responses of `sft`; one that is named may come from another SFT model.
     """
-    if ":" in options.reward:
+    if names_function(options.reward):
         return None
     if not options.reward:
         return load_checkpoint(options.run_dir / "rm", "rm", of=sft)

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
 from rlhf_mini.core.console import UserError, console, run, track
 from rlhf_mini.core.examples import read_prompts
 from rlhf_mini.core.files import plain, sha256, write_json
-from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
+from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.overopt import curves
 from rlhf_mini.evaluation.schema import Point, Scenario, Study, Training, read
 from rlhf_mini.evaluation.tables import cells, decimal, grid
@@ -46,7 +46,7 @@ class OveroptOptions(RunOptions):
     """Options of `python -m rlhf_mini.evaluation.overopt`."""
 
     out: str = option("", "Where the results go (default: RUNS_DIR/RUN/overopt.json).")
-    seed: NonNegativeInt = option(0, "Seed of the trainings and of the responses.")
+    seed: Seed = option(0, "Seed of the trainings and of the responses.")
 
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: PositiveInt = option(128, "Use only the first NUM_PROMPTS of them.")
