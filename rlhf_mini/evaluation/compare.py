@@ -26,7 +26,7 @@ from rlhf_mini.core.options import RunOptions, Seed, command_line, option, optio
 from rlhf_mini.core.rankings import load_labelers
 from rlhf_mini.evaluation import summary as summaries
 from rlhf_mini.evaluation.answers import Answer, Row, mixed
-from rlhf_mini.evaluation.runs import find_checkpoints, provenance
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring, provenance
 from rlhf_mini.evaluation.schema import Group, Spent, Summary
 from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
 from rlhf_mini.world.gold import WEIGHTS
@@ -81,8 +81,6 @@ class CompareOptions(RunOptions):
     def __post_init__(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise UserError("--prompt is blank: give it a text to respond to")
-        if any("\ud800" <= c <= "\udfff" for c in self.prompt):  # how Python reads bytes that are not UTF-8
-            raise UserError("--prompt is not UTF-8 text")
 
     def sampling(self) -> "Sampling":
         from rlhf_mini.evaluation.responses import Sampling
@@ -113,11 +111,12 @@ def compare(options: CompareOptions, command: str) -> None:
         for row in responses.collect(stages, reward_model, examples, judges, options.sampling()):
             show_responses(row)
         return
-    rows, summary = measure(options, command, checkpoints, stages, reward_model, examples, demonstrations)
-    for row in mixed(rows, lambda row: row.example.get("use_case"), options.show, options.seed):
-        show_responses(row)
-    show_summary(summary)
-    write(options, rows, summary)
+    with measuring(options.run_dir):
+        rows, summary = measure(options, command, checkpoints, stages, reward_model, examples, demonstrations)
+        for row in mixed(rows, lambda row: row.example.get("use_case"), options.show, options.seed):
+            show_responses(row)
+        show_summary(summary)
+        write(options, rows, summary)
 
 
 def measure(

@@ -19,6 +19,7 @@ cases of four, not in 95 of 100. Runs that differ in more are rated side by side
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ from rlhf_mini.core.options import (
 from rlhf_mini.evaluation import compare
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES, Row
 from rlhf_mini.evaluation.compare import CompareOptions
-from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring
 from rlhf_mini.evaluation.schema import (
     ByJudge,
     ByStage,
@@ -138,7 +139,17 @@ def main() -> None:
 
 
 def evaluate(options: EvaluateOptions, command: str) -> None:
-    """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several."""
+    """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several.
+
+    UserError if another process is measuring one of them.
+    """
+    with ExitStack() as locks:
+        for name in sorted(options.names):
+            locks.enter_context(measuring(Path(options.runs_dir) / name))
+        _evaluate(options, command)
+
+
+def _evaluate(options: EvaluateOptions, command: str) -> None:
     runs_dir = Path(options.runs_dir)
     found = {name: find_checkpoints(runs_dir / name, options.base) for name in options.names}
     poolable = can_be_pooled(found)

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.core.files import is_number
 from rlhf_mini.core.options import load_function
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
@@ -91,7 +92,7 @@ def ppo_options(ppo: Checkpoint) -> dict[str, Any]:
     """Those that the microscope computes with, from PPO's stage.json. UserError if they are not there."""
     options: dict[str, Any] = ppo.info["options"]
     numbers = ("kl_coef", "temperature", "missing_eos_penalty", "gamma", "gae_lambda")
-    if not isinstance(options.get("reward"), str) or not all(isinstance(options.get(n), (int, float)) for n in numbers):
+    if not isinstance(options.get("reward"), str) or not all(is_number(options.get(n)) for n in numbers):
         raise UserError(f"{ppo.path}/stage.json lacks PPO's options, so tokens have no rewards: train it again")
     return options
 
@@ -115,7 +116,8 @@ class Microscope:
         if reward and reward != trained_on:
             used = printable(trained_on) if trained_on else "its reward model"
             raise UserError(f"--reward {reward} is not what this run's PPO was trained on, {used}: leave it out")
-        self.kl_coef: float = ppo.info["metrics"].get("objective/kl_coef") or self.options["kl_coef"]  # where it ended
+        kl_coef = ppo.info["metrics"].get("objective/kl_coef")  # where it ended
+        self.kl_coef: float = kl_coef if is_number(kl_coef) else self.options["kl_coef"]
         self.note = ""
         """What to tell the user if the score is not shown."""
         self.tokenizer = AutoTokenizer.from_pretrained(ppo.path)

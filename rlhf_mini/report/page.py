@@ -26,7 +26,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import plain, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
-from rlhf_mini.evaluation.runs import find_checkpoints, tool_command
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
@@ -62,8 +62,13 @@ def main() -> None:
 
 def write_report(settings: ReportOptions, command: str) -> Path:
     """Writes the page, all or nothing, and returns its path. UserError if an input is missing, damaged or outdated."""
-    run_dir = settings.run_dir
     checkpoints = find_checkpoints(settings.run_dir, settings.base)
+    with measuring(settings.run_dir):  # not while compare.jsonl is already of another measurement than evaluate.json
+        return _write_report(settings, command, checkpoints)
+
+
+def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, Checkpoint]) -> Path:
+    run_dir = settings.run_dir
     rows = read_rows(run_dir)
     evaluation = read_evaluation(run_dir, checkpoints)
     study = read_study(run_dir, checkpoints)
@@ -138,7 +143,10 @@ def read_evaluation(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> Poo
     if provenance is None:
         raise UserError(f"{run_dir / 'evaluate.json'} is of another run: {evaluate}")
     for stage, checkpoint in checkpoints.items():
-        if provenance.checkpoints[stage].sha256 != checkpoint.sha256:
+        measured = provenance.checkpoints.get(stage)
+        if measured is None or (measured.sha256, measured.files_sha256 or checkpoint.files_sha256) != (
+            checkpoint.sha256, checkpoint.files_sha256
+        ):  # fmt: skip
             raise UserError(f"{run_dir} was evaluated before its {stage} was trained again: {evaluate}")
     if any(getattr(compared, key) != getattr(provenance, key) for key in ("checkpoints", "split_sha256", "options")):
         raise UserError(f"{run_dir} was compared again after it was evaluated: {evaluate}")
@@ -149,7 +157,11 @@ def read_study(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> Study | 
     """overopt.json; None if there is none, or if it was measured on other checkpoints than the run has now."""
     path = run_dir / "overopt.json"
     study = read(Study, path, how_to(run_dir, "overopt")) if path.is_file() else None
-    if study and any(study.provenance.get(f"{stage}_sha256", c.sha256) != c.sha256 for stage, c in checkpoints.items()):
+    if study and any(
+        study.provenance.get(f"{stage}_sha256", c.sha256) != c.sha256
+        or study.provenance.get(f"{stage}_files_sha256", c.files_sha256) != c.files_sha256
+        for stage, c in checkpoints.items()
+    ):
         return None
     return study
 

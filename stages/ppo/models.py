@@ -44,7 +44,7 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
     rm = load_checkpoint(options.reward, "rm")
     if rm.info["sha256"].get("tokenizer.json") != sft.info["sha256"].get("tokenizer.json"):
         raise UserError(f"the reward model in {rm.path} has another tokenizer than the SFT model: name another")
-    if all(parent["sha256"] != sft.sha256 for parent in rm.info["parents"]):
+    if not any(sft.is_parent(parent) for parent in rm.info["parents"]):
         console.print(f"ppo: {rm.path} was trained on the responses of another SFT model", soft_wrap=True)
     return rm
 

@@ -49,6 +49,9 @@ def ppo_run(options: PPOOptions) -> Iterator["PPORun"]:
     started = time.time()
     inputs = load_inputs(options)
     files = [options.prompts, options.validation_prompts, options.ptx_texts]
+    files += [
+        str(parent.path / "config.json") for parent in inputs.checkpoints if parent.stage == "rm"
+    ]  # for the score
     with (
         Resume(options.run_dir, "ppo", command_of(options, files, inputs.checkpoints), started) as resume,
         writing(options.run_dir, "ppo") as folder,

@@ -432,8 +432,10 @@ def test_a_reward_that_returns_no_numbers_is_one_sentence(returned: Callable[[],
 
 
 def test_a_reward_may_return_any_row_of_numbers() -> None:
-    for returned in ([1, 0.5], (1, 0.5), np.array([1, 0.5]), torch.tensor([1, 0.5]), [True, np.float32(0.5)]):
-        reward = rewards.of_function(lambda prompts, responses, row=returned: row, "mine:f")
+    rows: list[Any] = [[1, 0.5], (1, 0.5), np.array([1, 0.5]), torch.tensor([1, 0.5]), [True, np.float32(0.5)]]
+    given = iter(rows)
+    reward = rewards.of_function(lambda prompts, responses: next(given), "mine:f")
+    for _ in rows:
         assert reward([EncodedPrompt([], [])] * 2, [Response("a", True), Response("b", False)]) == [1.0, 0.5]
 
 
