@@ -34,7 +34,7 @@ from rlhf_mini.core.bootstrap import interval, resampled_ratios
 from rlhf_mini.core.checkpoints import load_checkpoint, versions
 from rlhf_mini.core.console import UserError, console, run, track
 from rlhf_mini.core.files import plain, replacing
-from rlhf_mini.core.options import option, options, parse_options
+from rlhf_mini.core.options import RunName, RunsDir, option, options, parse_options
 
 SIZES = [
     (1024, 1024, 1024),
@@ -50,8 +50,8 @@ AtLeastTwo = Annotated[int, Ge(2)]  # a spread takes two
 class BenchOptions:
     """Options of `python -m benchmarks.bench`."""
 
-    run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
-    runs_dir: str = option("runs", "Folder of all runs.")
+    run: RunName = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
+    runs_dir: RunsDir = option("runs", "Folder of all runs.")
     prompts: str = option("data/prompts/ppo.jsonl", "Prompts of the real case.")
     trl: str = option(".trl-1.12", "Folder with TRL 1.12.0.")
     out: str = option("", "JSON file to write (default: RUNS_DIR/RUN/bench.json).")

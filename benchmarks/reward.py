@@ -14,6 +14,7 @@ from typing import Any
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import console, run
 from rlhf_mini.core.files import write_json
+from rlhf_mini.core.options import parse_seed
 from stages.rm.options import RMOptions
 from stages.rm.train import train_rm
 
@@ -55,7 +56,7 @@ def row(variant: str, metrics: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reward", description=__doc__.split("\n")[0])
     parser.add_argument("--run", default="default", help="run whose SFT model is used (default: default)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the reward models")
+    parser.add_argument("--seed", type=parse_seed, default=0, help="seed of the reward models")
     parser.add_argument("--out", type=Path, default=Path("docs/reward.json"), help="file to write")
     arguments = parser.parse_args()
     found = {name: measure(arguments.run, name, changes, arguments.seed) for name, changes in VARIANTS.items()}

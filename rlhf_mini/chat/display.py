@@ -101,7 +101,7 @@ def answer_text(exchange: Exchange) -> Text:
 
 def show_view(view: View, exchange: Exchange, measure: str) -> None:
     """Prints a response coloured by one of MEASURES, then a table of each token's numbers, then how to read them."""
-    strongest = max(abs(getattr(token, measure)) for token in view.tokens)
+    strongest = max((abs(value) for token in view.tokens if math.isfinite(value := getattr(token, measure))), default=0)
     styles = [colour(getattr(token, measure), strongest) for token in view.tokens]
     words = zip((printable(token.text) for token in view.tokens), styles, strict=True)
     console.print(Text.assemble((f"{exchange.stage}>", "bold"), *words))
@@ -116,7 +116,7 @@ def show_view(view: View, exchange: Exchange, measure: str) -> None:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
     table.add_column("SFT's top token")
     for token, style in zip(view.tokens, styles, strict=True):
-        cells = [Text(f"{getattr(token, name):+z.2f}", style=style if name == measure else "") for name in names]
+        cells = [Text(number(getattr(token, name)), style=style if name == measure else "") for name in names]
         instead = "the same" if token.instead == token.text else visible(token.instead)
         table.add_row(Text(visible(token.text)), *cells, Text(f"{instead} {math.exp(token.instead_logprob):.0%}"))
     console.print(table)
@@ -125,10 +125,15 @@ def show_view(view: View, exchange: Exchange, measure: str) -> None:
     say("SFT's top token: the one to which SFT gives the highest probability here, and that probability.")
 
 
+def number(value: float) -> str:
+    """With its sign; "-" for what is not known."""
+    return "-" if math.isnan(value) else f"{value:+z.2f}"
+
+
 def colour(value: float, strongest: float) -> str:
     """A token's style: blue and bold above 0, orange and underlined below, none near 0."""
     strength = abs(value) / strongest if strongest else 0.0
-    if strength < 0.1:
+    if math.isnan(strength) or strength < 0.1:
         return ""
     shade = min(int(3 * strength), 2)
     return f"bold black on {ABOVE[shade]}" if value > 0 else f"underline black on {BELOW[shade]}"

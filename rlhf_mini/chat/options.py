@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError, printable
-from rlhf_mini.core.options import RunOptions, option, options
+from rlhf_mini.core.options import RunOptions, Seed, option, options
 
 STAGES = ("base", "sft", "ppo")
 
@@ -19,9 +19,14 @@ class ChatOptions(RunOptions):
     stage: str = option("ppo", "The stage that answers: base, sft or ppo. /stage switches in the chat.")
     side_by_side: str = option("", "Several stages that answer side by side, such as base,sft,ppo.")
 
+    reward: str = option(
+        "",
+        "For /why, if PPO was trained on a function: its package.module:function again, which allows to run its code.",
+    )
+
     max_new_tokens: PositiveInt = option(48, "Tokens after which an answer is truncated.")
     temperature: NonNegativeFloat = option(0.7, "Sampling temperature; 0 decodes greedily.")
-    seed: NonNegativeInt = option(0, "Seed of the answers: the same lines to the same seed get the same answers.")
+    seed: Seed = option(0, "Seed of the answers: the same lines to the same seed get the same answers.")
 
     def __post_init__(self) -> None:
         parse_stages(self.stage)

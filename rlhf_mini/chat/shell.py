@@ -126,9 +126,11 @@ class Shell(cmd.Cmd):
         if not conversations[name].exchanges:
             raise UserError("there is no answer to look at yet: send a message first")
         with console.status("loading PPO's models"):
-            self.microscope = self.microscope or Microscope(self.options.run_dir)
+            self.microscope = self.microscope or Microscope(self.options.run_dir, self.options.reward)
         exchange = conversations[name].exchanges[-1]
         show_view(self.microscope.look(exchange.prompt, exchange.response), exchange, measure)
+        if self.microscope.note:
+            say(self.microscope.note)
 
     def do_history(self, _: str) -> None:
         conversations = self.chat.conversations
@@ -156,8 +158,11 @@ class Shell(cmd.Cmd):
             raise UserError("/save needs a file name without control characters")
         default = self.options.run_dir / time.strftime("chat-%Y%m%d-%H%M%S.jsonl")
         path = Path(os.path.expanduser(argument)) if argument else default
-        if path.exists():
-            raise UserError(f"{path} exists: give /save another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(exist_ok=False)  # now the name is taken, should another chat save in this very second
+        except FileExistsError:
+            raise UserError(f"{path} exists: give /save another name") from None
         about = {"run": self.options.run, "seed": self.options.seed, "temperature": self.options.temperature}
         write_jsonl(path, (exchanges[number].demonstration() | about for number in sorted(exchanges)))
         console.print(f"{path} written (answers: {len(exchanges)})", style="dim", soft_wrap=True)

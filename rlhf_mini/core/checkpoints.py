@@ -4,7 +4,7 @@
     runs/<run>/<stage>.partial/    while the stage runs; metrics.jsonl grows here
     runs/<run>/<stage>.resume.safetensors  what a killed stage resumes from (rlhf_mini/core/resume.py)
     runs/<run>/<stage>.last_good/  the last good weights of a stage that stopped; "stopped" in its stage.json says why
-    runs/.locks/                   locks of the checkpoints that are being written
+    runs/.locks/                   locks of the checkpoints and results that are being written
 
 A stage uses this module as follows:
 
@@ -15,6 +15,7 @@ A stage uses this module as follows:
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -33,8 +34,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import rlhf_mini
-from rlhf_mini.core.console import UserError
-from rlhf_mini.core.files import plain, sha256
+from rlhf_mini.core.console import UserError, printable
+from rlhf_mini.core.files import is_number, parse_object, plain, read_text, sha256
 
 FORMAT = 1  # of stage.json; increase it when older code would misread it
 WEIGHTS = "model.safetensors"
@@ -63,13 +64,12 @@ def writing(run_dir: str | Path, stage: str) -> Iterator[Path]:
     """
     final = Path(run_dir) / stage
     partial, replaced = _beside(final, ".partial"), _beside(final, ".replaced")
-    with _locked(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+    with locked(final):
         if partial.exists():  # its process was killed
             shutil.rmtree(partial)
         if replaced.exists():  # its process was killed between the two renames below
             shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
-        partial.mkdir()
+        _make_folder(partial)
         try:
             yield partial
             if not (partial / "stage.json").is_file():
@@ -129,7 +129,9 @@ def save_checkpoint(
         "peak_memory_mb": peak_memory_mb(),
         "versions": versions(),
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
-        "parents": [{"stage": p.stage, "path": str(p.path), "sha256": p.sha256} for p in parents],
+        "parents": [
+            {"stage": p.stage, "path": str(p.path), "sha256": p.sha256, "files_sha256": p.files_sha256} for p in parents
+        ],
         **({"made_from": dict(made_from)} if made_from else {}),
         **({"stopped": stopped} if stopped else {}),
     }
@@ -200,16 +202,31 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def _make_folder(folder: Path) -> None:
+    for attempt in range(100):
+        try:
+            folder.mkdir(parents=True)
+            return
+        except FileNotFoundError:  # another stage of this run has failed just now and removed the run's empty folder
+            if attempt == 99:
+                raise
+
+
 @contextmanager
-def _locked(final: Path) -> Iterator[None]:
-    """Locks a checkpoint against other writers until the block ends or this process dies."""
+def locked(final: Path, busy: str = "") -> Iterator[None]:
+    """Locks a checkpoint or a file of a run against other writers until the block ends or this process dies.
+
+    Raises:
+        UserError: another process has locked it; `busy` says what it is doing (by default, writing it).
+    """
     locks = final.parent.parent / ".locks"  # a run that fails at its start should not leave a folder
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / f"{final.parent.name}.{final.name}")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise UserError(f"another process is writing {final}: wait for it, or choose another run") from None
+        busy = busy or f"another process is writing {final}"
+        raise UserError(f"{busy}: wait for it, or choose another run") from None
     try:
         yield
     finally:
@@ -236,9 +253,30 @@ class Checkpoint:
     path: Path
     stage: str
     sha256: str
-    """Of its weights, which identifies it."""
+    """Of its weights."""
     info: dict[str, Any]
     """The content of its stage.json."""
+
+    @property
+    def files_sha256(self) -> str:
+        """Of the checksums of all its files, which identifies it: weights alone do not tell what a reward model says.
+
+        Its config.json has `reward_mean` and `likelihood_coef`, which change the score.
+        """
+        return files_sha256(self.info)
+
+    def is_parent(self, parent: dict[str, Any]) -> bool:
+        """Whether an entry of "parents" in a stage.json is this checkpoint; older ones know its weights alone."""
+        return (
+            (parent["stage"], parent["sha256"]) == (self.stage, self.sha256)
+            and parent.get("files_sha256", self.files_sha256) == self.files_sha256
+        )  # fmt: skip
+
+
+def files_sha256(info: dict[str, Any]) -> str:
+    """`Checkpoint.files_sha256` of the checkpoint with this stage.json."""
+    sums = [f"{checksum}  {name}\n" for name, checksum in sorted(info.get("sha256", {}).items())]  # as sha256sum prints
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) -> Checkpoint:
@@ -257,25 +295,67 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     if not path.is_dir():
         raise UserError(f"there is no {stage} checkpoint in {path}: {make}")
     try:
-        info = json.loads((path / "stage.json").read_text(encoding="utf-8"))
-        found, sums, parents = info["stage"], dict(info["sha256"]), list(info["parents"])
-        known, weights = info["format"] == FORMAT, sums[WEIGHTS]
+        info = parse_object(read_text(path / "stage.json"), path / "stage.json")
     except FileNotFoundError:
         raise UserError(f"the {stage} checkpoint in {path} is half-written (it has no stage.json): {make}") from None
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}/stage.json was not written by this project: {remake}") from None
-    if not known:
+    except UserError:
+        info = {}
+    if isinstance(info.get("format"), int) and info["format"] != FORMAT:
         raise UserError(f"{path} was written by another version of this project: {remake}")
+    if not is_stage_json(info):
+        raise UserError(f"{path}/stage.json was not written by this project: {remake}")
+    found, sums = info["stage"], info["sha256"]
     if found != stage:
-        raise UserError(f"{path} holds a checkpoint of stage {found}, not {stage}: {remake}")
+        raise UserError(f"{path} holds a checkpoint of stage {printable(found)}, not {stage}: {remake}")
+    if WEIGHTS not in sums:
+        raise UserError(
+            f"the {stage} checkpoint in {path} has its weights in other files than {WEIGHTS}, the only one that is "
+            "read: save it again, with a larger max_shard_size"
+        )
     for name, expected in sums.items():
         if not (path / name).is_file():
             raise UserError(f"the {stage} checkpoint in {path} is incomplete ({name} is missing): {remake}")
         if sha256(path / name) != expected:
             raise UserError(f"{path / name} has changed since the {stage} stage wrote it: {remake}")
-    if of is not None and not any(p["stage"] == of.stage and p["sha256"] == of.sha256 for p in parents):
+    for name in _that_run_code(path):
+        raise UserError(f"{name} could run code that came with the checkpoint, which is never run: {remake}")
+    if of is not None and not any(of.is_parent(parent) for parent in info["parents"]):
         raise UserError(f"the {stage} checkpoint in {path} was not made from the {of.stage} in {of.path}: {make}")
-    return Checkpoint(path, stage, weights, info)
+    return Checkpoint(path, stage, sums[WEIGHTS], info)
+
+
+def is_stage_json(info: dict[str, Any]) -> bool:
+    """Whether the content of a stage.json is of the types that every command takes for granted."""
+    types = {"stage": str, "seed": int, "options": dict, "metrics": dict, "sha256": dict, "parents": list}
+    return (
+        info.get("format") == FORMAT
+        and all(isinstance(info.get(key), kind) for key, kind in types.items())
+        and all(is_number(info.get(key)) for key in ("seconds", "peak_memory_mb"))
+        and isinstance(info.get("stopped", ""), str)
+        and all(isinstance(checksum, str) and "\0" not in name for name, checksum in info["sha256"].items())
+        and all(
+            isinstance(parent, dict) and all(isinstance(parent.get(key), str) for key in ("stage", "path", "sha256"))
+            for parent in info["parents"]
+        )
+    )
+
+
+def _that_run_code(path: Path) -> Iterator[Path]:
+    """The files of a checkpoint that could: pickles, and configs with Python code, which transformers offers to run.
+
+    Checksums do not help here, as whoever made the checkpoint made them, too.
+    """
+    yield from path.rglob("pytorch_model*")
+    for config in path.rglob("*config.json"):
+        with suppress(UserError):  # damaged: transformers will say so
+            if _has_key(parse_object(read_text(config), config), "auto_map"):
+                yield config
+
+
+def _has_key(value: Any, key: str) -> bool:
+    if isinstance(value, dict):
+        return key in value or any(_has_key(item, key) for item in value.values())
+    return isinstance(value, list) and any(_has_key(item, key) for item in value)
 
 
 def how_to_make(path: Path, stage: str) -> str:

@@ -1,14 +1,19 @@
 """Files: written completely or not at all, and read back as JSON."""
 
 import dataclasses
+import fcntl
+import glob
 import hashlib
 import json
 import math
 import os
+import secrets
+import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import IO, Annotated, Any, TextIO, TypeGuard
 
 from pydantic import BeforeValidator
 
@@ -22,20 +27,51 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 def replacing(path: str | Path) -> Iterator[TextIO]:
     """Yields a UTF-8 text file that replaces `path` when the block ends without an error.
 
-    Until then it is `path` + ".partial". Whatever interrupts the block, `path` is either the old file or the new one.
+    Until then it has a name of its own, `path` + ".<random>.partial". Whatever interrupts the block, and whoever else
+    replaces the same file, `path` is one whole file: the old one or a new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    _remove_orphans(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        with partial.open("x", encoding="utf-8", newline="\n") as file:
+            _try_to_lock(file)  # says that its writer lives
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove(path: Path) -> None:
+    """Removes a file that nobody else writes, if there is one, with all that killed processes left of it."""
+    for each in (path, *_partials(path)):
+        each.unlink(missing_ok=True)
+
+
+def _partials(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{glob.escape(path.name)}.????????.partial"))
+
+
+def _remove_orphans(path: Path) -> None:
+    """Removes what killed processes left of this file. The lock on a file ends with its process."""
+    for orphan in _partials(path):
+        with suppress(OSError), orphan.open("rb") as file:
+            # One that was made this minute may be a living process's that has no lock yet.
+            if time.time() - os.fstat(file.fileno()).st_mtime > 60 and _try_to_lock(file):
+                orphan.unlink()
+
+
+def _try_to_lock(file: IO[Any]) -> bool:
+    """Locks an open file. False if another process has locked it, or the file system cannot lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,10 +107,11 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise _damaged(path) from None
+        raise damaged(path) from None
 
 
-def _damaged(path: Path) -> UserError:
+def damaged(path: Path) -> UserError:
+    """The error to raise at a file that does not hold what this project writes there."""
     return UserError(f"{path} is damaged, or was not written by this project: make it again")
 
 
@@ -82,10 +119,12 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
     """Parses a JSON object that was read from `path`. Raises UserError if `text` is anything else."""
     try:
         value = json.loads(text)
-    except ValueError:
+        if "\\u" in text:  # half of a surrogate pair, which nothing here writes and no terminal or file takes
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _damaged(path)
+        raise damaged(path)
     return value
 
 
@@ -106,6 +145,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, and one that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class MetricsLog:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_mini.core.checkpoints import WEIGHTS, files_sha256
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import sha256
 
@@ -97,7 +98,10 @@ def changes(folder: Path) -> list[str]:
     """
     try:
         info = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-        parents = [(parent["stage"], Path(parent["path"]), parent["sha256"]) for parent in info["parents"]]
+        parents = [
+            (parent["stage"], Path(parent["path"]), parent.get("files_sha256", parent["sha256"]))
+            for parent in info["parents"]
+        ]
         made_from = dict(info.get("made_from") or {})
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{folder}/stage.json was not written by this project: delete {folder}") from None
@@ -109,18 +113,19 @@ def changes(folder: Path) -> list[str]:
         if path is None or sha256(path) != then:
             found.append(f"{name} {'is gone' if path is None else 'has changed'}")
     for stage, path, then in parents:
-        now = {where: _weights(where) for where in (folder.parent / stage, path)}  # a copied run has its own
-        if any(now.values()) and then not in now.values():
+        now = [*_checksums(folder.parent / stage), *_checksums(path)]  # a copied run has its own
+        if now and then not in now:
             found.append(f"the {stage} that it was built on was trained again")
     return found
 
 
-def _weights(folder: Path) -> str | None:
-    """The checksum of a checkpoint's weights, as its stage.json has it."""
+def _checksums(folder: Path) -> list[str]:
+    """Those by which another stage.json may know a checkpoint: of all its files, and of its weights. [] without one."""
     try:
-        return str(json.loads((folder / "stage.json").read_text(encoding="utf-8"))["sha256"]["model.safetensors"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        info = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        return [files_sha256(info), info["sha256"][WEIGHTS]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
 
 
 def in_words(found: Sequence[str]) -> str:

@@ -12,17 +12,20 @@ The annotation of a field is also its check, so the values that an option accept
 import argparse
 import dataclasses
 import importlib
+import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, NonNegativeInt, ValidationError
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from rlhf_mini.core.console import UserError
+from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.validation import sentence
 
 T = TypeVar("T")
@@ -43,13 +46,43 @@ def options(cls: type[T]) -> type[T]:
     return cast(type[T], dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls))
 
 
+def check_run_name(name: str) -> str:
+    """Returns `name`. ValueError if it is not a plain name of a folder, which would put the run somewhere else.
+
+    RUNS_DIR has hidden files of its own, and a colon would make a reward model's folder look like module:function.
+    """
+    if not name.strip() or name.startswith(".") or any(each in "/\\:" or not each.isprintable() for each in name):
+        raise ValueError(f"must be a folder's name, without / \\ : and without a dot at its beginning, not {name!r}")
+    return name
+
+
+def _is_not_empty(path: str) -> str:
+    if not path.strip():
+        raise ValueError("must name a folder, such as runs")
+    return path
+
+
+RunName = Annotated[str, AfterValidator(check_run_name)]
+RunsDir = Annotated[str, AfterValidator(_is_not_empty)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""What random, torch and numpy all take; the upper bound is numpy's."""
+
+
+def parse_seed(text: str) -> int:
+    """A `Seed` from the command line, for the commands that have an argparse parser of their own."""
+    try:
+        return TypeAdapter(Seed).validate_python(text)
+    except ValidationError as fault:
+        raise argparse.ArgumentTypeError(sentence(fault.errors()[0], "it")) from None
+
+
 @options
 class RunOptions:
     """What every command that reads or writes a run takes."""
 
-    run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
-    runs_dir: str = option("runs", "Folder of all runs.")
-    seed: NonNegativeInt = option(0, "Seed of all random numbers.")
+    run: RunName = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
+    runs_dir: RunsDir = option("runs", "Folder of all runs.")
+    seed: Seed = option(0, "Seed of all random numbers.")
 
     @property
     def run_dir(self) -> Path:
@@ -73,6 +106,7 @@ def parse_options(cls: type[T], argv: Sequence[str] | None = None, prog: str | N
         message = f"{name} {'takes no' if 'explicit argument' in fault.message else 'needs a'} value"
     except UserError as fault:
         message = str(fault)
+    message = " ".join(printable(message).split("\n"))  # a file's name may hold a line end
     print(f"error: {message} (--help lists the options)", file=sys.stderr)
     sys.exit(2)
 
@@ -112,21 +146,30 @@ def _spellings(name: str) -> list[str]:
 def _make(cls: type[T], config: str | None = None, **given: Any) -> T:
     """Builds the options. UserError says which value is wrong, and in which file if it is from one."""
     from_file = {} if config is None else _read_config(config, cls)
+    places = {name: f"--{name}" if name in given else f"{config}: {name}" for name in from_file | given}
+    for name, value in (from_file | given).items():
+        if isinstance(value, str) and "\0" in value:  # no path may hold one
+            raise UserError(f"{places[name]} must not hold a null character")
+        if isinstance(value, str) and not is_utf8(value):  # how Python reads bytes that are not UTF-8
+            raise UserError(f"{places[name]} is not UTF-8 text")
     try:
         return cls(**from_file | given)
     except ValidationError as fault:
         first = fault.errors()[0]
-        name = str(first["loc"][0])
-        raise UserError(sentence(first, f"--{name}" if name in given else f"{config}: {name}")) from None
+        raise UserError(sentence(first, places[str(first["loc"][0])])) from None
 
 
 def _read_config(path: str, cls: type[Any]) -> dict[str, str]:
     """The options in a YAML file, as text. UserError says what is wrong with the file."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as fault:
         raise UserError(f"{path} cannot be read: {fault.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+    except ValueError as fault:  # not UTF-8, or a null character in the path
+        raise UserError(f"{path} is not valid YAML: {fault}") from None
+    try:
+        content = yaml.safe_load(text)
+    except Exception as fault:  # a YAMLError, or what its constructors raise at dates and numbers that do not exist
         raise UserError(f"{path} is not valid YAML: {' '.join(str(fault).split())}") from None
     if content is None:  # an empty file changes no default
         return {}
@@ -138,6 +181,8 @@ def _read_config(path: str, cls: type[Any]) -> dict[str, str]:
             raise UserError(f"{path}: unknown option {name}")
         if not isinstance(value, (str, int, float)):
             raise UserError(f"{path}: {name} needs a single value")
+        if isinstance(value, int) and abs(value) >= 10**4000:  # Python refuses to write out as many digits
+            raise UserError(f"{path}: {name} has too many digits")
     return {name: str(value) for name, value in content.items()}  # as on the command line: a run may be called 7
 
 
@@ -147,25 +192,54 @@ def command_line(prog: str) -> str:
 
 
 def load_function(spec: str, what: str) -> Callable[..., Any]:
-    """Imports the function that `spec`, "package.module:function", names.
+    """Imports the function that `spec`, "package.module:function", names, which runs the module's code.
+
+    So `spec` must come from the user's own command, never from a file of a run: others may have made that.
 
     Args:
         what: what the function is for, such as "labelers" or "--reward"; the error message begins with it.
 
     Raises:
-        UserError: there is no such module or function, or a module that it imports is not installed.
+        UserError: there is no such module or function, or the module cannot be imported.
     """
     module_name, colon, function_name = spec.partition(":")
     if not (module_name and colon and function_name):
         raise UserError(f"{what} {spec!r} must be given as package.module:function")
+    if "/" in module_name or module_name.endswith(".py") or not all(module_name.split(".")):
+        dotted = ".".join(part for part in re.split(r"[./\\]", module_name.removesuffix(".py")) if part)
+        raise UserError(
+            f"{what} {spec!r} must be given as package.module:function, without slashes and .py: "
+            f"write {dotted or 'module'}:{function_name}"
+        )
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as fault:
         if not f"{module_name}.".startswith(f"{fault.name}."):
             raise UserError(f"{what} {spec!r} needs the module {fault.name}, which is not installed") from None
         raise UserError(f"{what} {spec!r}: there is no module {fault.name}; check the spelling") from None
+    except (Exception, SystemExit) as fault:
+        raise UserError(f"{what} {spec!r} cannot be imported: {what_happened(fault)}") from None
+    try:
+        function = getattr(module, function_name)
     except AttributeError:
         raise UserError(f"{what} {spec!r}: {module_name} has no function {function_name}") from None
     if not callable(function):
         raise UserError(f"{what} {spec!r} is not a function")
     return cast(Callable[..., Any], function)
+
+
+def what_happened(fault: BaseException) -> str:
+    """A user's code has failed: "ZeroDivisionError in line 3 of mine.py (division by zero); correct it"."""
+    if isinstance(fault, SyntaxError):
+        file, line, message = fault.filename, fault.lineno, fault.msg
+    else:
+        last = traceback.extract_tb(fault.__traceback__)[-1]
+        file, line, message = last.filename, last.lineno, str(fault)
+    place = f" in line {line} of {file}" if file else ""
+    said = f" ({' '.join(printable(message).split())})" if message else ""
+    return f"{type(fault).__name__}{place}{said}; correct it"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode it: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

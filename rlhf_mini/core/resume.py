@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlhf_mini.core.checkpoints import Checkpoint, versions
 from rlhf_mini.core.console import console
-from rlhf_mini.core.files import plain, replacing
+from rlhf_mini.core.files import plain, remove, replacing
 
 FORMAT = 3  # of the file; increase it when older code would misread it
 
@@ -61,7 +61,7 @@ def command_of(options: Any, made_from: Mapping[str, str], parents: Sequence[Che
     command = (
         {f"--{name}": value for name, value in dataclasses.asdict(options).items()}
         | {f"the content of {path}": checksum for path, checksum in made_from.items()}
-        | {f"the {parent.stage} in {parent.path}": parent.sha256 for parent in parents}
+        | {f"the {parent.stage} in {parent.path}": parent.files_sha256 for parent in parents}
         | {f"the version of {name}": number for name, number in versions().items()}
         | {"the number of threads": torch.get_num_threads()}  # it changes the order in which sums are added up
     )
@@ -141,7 +141,7 @@ class Resume:
 
     def remove(self) -> None:
         """Removes the file: the next start is from the beginning."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
         self.step = None
 
     def _read(self) -> tuple[dict[str, Any], Tensors]:

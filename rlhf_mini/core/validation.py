@@ -9,10 +9,10 @@ _SENTENCES = {
     "missing": "is missing",
     "value_error": "{error}",  # from a validator of our own
     "too_short": "must hold {min_length} or more items, not {actual_length}",
-    "greater_than": "must be greater than {gt:g}, not {number}",
-    "greater_than_equal": "must be at least {ge:g}, not {number}",
-    "less_than": "must be less than {lt:g}, not {number}",
-    "less_than_equal": "must be at most {le:g}, not {number}",
+    "greater_than": "must be greater than {gt}, not {number}",
+    "greater_than_equal": "must be at least {ge}, not {number}",
+    "less_than": "must be less than {lt}, not {number}",
+    "less_than_equal": "must be at most {le}, not {number}",
     "literal_error": "must be {expected}, not {value}",
     "finite_number": "must be a finite number, not {number}",
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number, not {value}"),
@@ -22,6 +22,7 @@ _SENTENCES = {
     "list_type": "must be a list [...], not {value}",
     "dict_type": "must be an object {{...}}, not {value}",
 }
+_BOUNDS = ("gt", "ge", "lt", "le")
 
 
 def sentence(fault: ErrorDetails, name: str) -> str:
@@ -33,6 +34,7 @@ def sentence(fault: ErrorDetails, name: str) -> str:
     if fault["type"] not in _SENTENCES:
         return f"{name}: {fault['msg']}"
     context = {"value": _shown(value), "number": value, **fault.get("ctx", {})}
+    context |= {bound: f"{context[bound]:g}" for bound in _BOUNDS if isinstance(context.get(bound), float)}
     return f"{name} {_SENTENCES[fault['type']].format(**context)}".lstrip()
 
 

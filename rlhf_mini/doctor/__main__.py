@@ -54,7 +54,7 @@ def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:
         checks.below_agreement(share, among_labelers),
         checks.overfitted_accuracy(rm.series("accuracy"), share),
         checks.reading(rm.share("content/own_answer/seen"), rm.share("content/other_kind/seen")),
-        checks.score_spread(rm.metrics.get("score_std")),
+        checks.score_spread(rm.number("score_std")),
     ]
 
 
@@ -87,7 +87,8 @@ def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
 
 def check_parent(stage: str, output: StageOutput, parent: str, run_dir: Path) -> Finding | None:
     """Whether `stage` was trained from the `parent` checkpoint that is in the run now."""
-    used, current = output.built_on(parent), finished_sha256(run_dir, parent)
+    used, now = output.built_on(parent), finished_sha256(run_dir, parent)
+    current = next((checksum for checksum in now if checksum in used), now[0] if now else None)
     return checks.same_checkpoint(parent, used, current, how_to_make(output.path, stage))
 
 

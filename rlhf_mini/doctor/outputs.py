@@ -1,12 +1,15 @@
 """What a run wrote, read and typed: stage.json and metrics.jsonl of each stage, and compare.json. Loads no model."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from rlhf_mini.core.bootstrap import Estimate
-from rlhf_mini.core.checkpoints import WEIGHTS
-from rlhf_mini.core.files import parse_object, read_json, read_text
+from rlhf_mini.core.checkpoints import WEIGHTS, files_sha256, is_stage_json
+from rlhf_mini.core.files import damaged, is_number, parse_object, read_json, read_text
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class StageOutput:
 
     def series(self, name: str) -> list[float]:
         """The finite values of a logged metric, in the order of the steps."""
-        return [line[name] for line in self.lines if isinstance(line.get(name), (int, float))]
+        return [line[name] for line in self.lines if is_number(line.get(name))]
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -29,17 +32,25 @@ class StageOutput:
     def share(self, name: str) -> Estimate | None:
         """A share of pairs among the final metrics. None if it was not measured, or if there was no pair."""
         found = self.metrics.get(name)
-        if not found or found["share"] is None:
+        if not isinstance(found, dict):
             return None
-        return Estimate(found["share"], found["low"], found["high"])
+        numbers = [found[part] for part in ("share", "low", "high") if is_number(found.get(part))]
+        return Estimate(*numbers) if len(numbers) == 3 else None
+
+    def number(self, name: str) -> float | None:
+        """A number among the final metrics. None if it was not measured."""
+        found = self.metrics.get(name)
+        return found if is_number(found) else None
 
     def option(self, name: str, default: Any) -> Any:
-        return self.info.get("options", {}).get(name, default)
+        """An option of the stage, if stage.json has one of the type of `default`."""
+        found = self.info.get("options", {}).get(name)
+        return found if (isinstance(found, str) if isinstance(default, str) else is_number(found)) else default
 
     @property
     def step(self) -> int:
         """The last step that was logged; 0 before the first."""
-        return max((line.get("step", 0) for line in self.lines), default=0)
+        return max(map(int, self.series("step")), default=0)
 
     @property
     def stopped(self) -> str | None:
@@ -52,8 +63,9 @@ class StageOutput:
         return _weights_sha256(self.info)
 
     def built_on(self, stage: str) -> list[str]:
-        """Checksums of the checkpoints of `stage` that this one was trained from."""
-        return [parent["sha256"] for parent in self.info.get("parents", []) if parent["stage"] == stage]
+        """Checksums of the checkpoints of `stage` that this one was trained from: of all files, or of the weights."""
+        parents = [parent for parent in self.info.get("parents", []) if parent["stage"] == stage]
+        return [parent.get("files_sha256", parent["sha256"]) for parent in parents]
 
 
 def read_stage(run_dir: Path, stage: str) -> StageOutput | None:
@@ -61,12 +73,21 @@ def read_stage(run_dir: Path, stage: str) -> StageOutput | None:
 
     UserError if a file in it is damaged.
     """
+    for _ in range(100):
+        with suppress(FileNotFoundError):  # the stage has ended in between, and its folder has another name now
+            return _read_stage(run_dir, stage)
+    return None
+
+
+def _read_stage(run_dir: Path, stage: str) -> StageOutput | None:
     folders = [run_dir / f"{stage}{suffix}" for suffix in ("", ".partial", ".last_good")]
     files = [path for folder in folders for path in (folder / "metrics.jsonl", folder / "stage.json") if path.is_file()]
     if not files:
         return None
     folder = max(files, key=lambda path: path.stat().st_mtime).parent
     info, lines = read_json(folder / "stage.json"), []
+    if info and not is_stage_json(info):
+        raise damaged(folder / "stage.json")
     if (folder / "metrics.jsonl").is_file():
         text = read_text(folder / "metrics.jsonl")
         complete = text[: text.rfind("\n") + 1]  # the stage may be writing the last line right now
@@ -77,9 +98,13 @@ def read_stage(run_dir: Path, stage: str) -> StageOutput | None:
     return StageOutput(folder, info, lines)
 
 
-def finished_sha256(run_dir: Path, stage: str) -> str | None:
-    """Checksum of the weights in the run's finished checkpoint of `stage`. None if there is none."""
-    return _weights_sha256(read_json(run_dir / stage / "stage.json"))
+def finished_sha256(run_dir: Path, stage: str) -> list[str]:
+    """Checksums of all files and of the weights in the run's finished checkpoint of `stage`. [] if there is none."""
+    info = read_json(run_dir / stage / "stage.json")
+    if info and not is_stage_json(info):
+        raise damaged(run_dir / stage / "stage.json")
+    weights = _weights_sha256(info)
+    return [] if weights is None else [files_sha256(info), weights]
 
 
 def _weights_sha256(info: dict[str, Any]) -> str | None:
@@ -103,14 +128,19 @@ def read_comparison(run_dir: Path) -> Comparison | None:
     summary = read_json(run_dir / "compare.json")
     if not summary:
         return None
-    stages = summary["groups"]["all"]["stages"]
-    sft, ppo = stages["sft"], stages["ppo"]
-    gain = ppo["gold_minus_sft"]
-    return Comparison(
-        ppo_sha256=summary["provenance"]["checkpoints"]["ppo"]["sha256"],
-        sft_gold=sft["gold"]["mean"],
-        ppo_gold=ppo["gold"]["mean"],
-        gold_gain=None if gain["mean"] is None else Estimate(gain["mean"], gain["low"], gain["high"]),
-        sft_score=sft["rm_score"]["mean"],
-        ppo_score=ppo["rm_score"]["mean"],
-    )
+    try:
+        stages = summary["groups"]["all"]["stages"]
+        sft, ppo = stages["sft"], stages["ppo"]
+        gain = ppo["gold_minus_sft"]
+        return TypeAdapter(Comparison).validate_python(
+            {
+                "ppo_sha256": summary["provenance"]["checkpoints"]["ppo"]["sha256"],
+                "sft_gold": sft["gold"]["mean"],
+                "ppo_gold": ppo["gold"]["mean"],
+                "gold_gain": None if gain["mean"] is None else gain,
+                "sft_score": sft["rm_score"]["mean"],
+                "ppo_score": ppo["rm_score"]["mean"],
+            }
+        )
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        raise damaged(run_dir / "compare.json") from None

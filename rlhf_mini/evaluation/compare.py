@@ -23,11 +23,11 @@ from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, printable, run
 from rlhf_mini.core.examples import Demonstration, Prompt, read_demonstrations, read_prompts
 from rlhf_mini.core.files import write_json, write_jsonl
-from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
+from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.core.rankings import load_labelers
 from rlhf_mini.evaluation import summary as summaries
 from rlhf_mini.evaluation.answers import Answer, Row, mixed
-from rlhf_mini.evaluation.runs import find_checkpoints, provenance
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring, provenance
 from rlhf_mini.evaluation.schema import Group, Spent, Summary
 from rlhf_mini.evaluation.tables import cells, decimal, grid, grid_of, percent
 from rlhf_mini.world.gold import WEIGHTS
@@ -62,7 +62,7 @@ class CompareOptions(RunOptions):
     """Options of `python -m rlhf_mini.evaluation.compare`."""
 
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
-    seed: NonNegativeInt = option(0, "Seed of the responses, of the prompts shown and of the bootstrap.")
+    seed: Seed = option(0, "Seed of the responses, of the prompts shown and of the bootstrap.")
 
     prompt: str = option("", "Compare responses to this text only; prints them and writes nothing.")
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
@@ -83,8 +83,6 @@ class CompareOptions(RunOptions):
     def __post_init__(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise UserError("--prompt is blank: give it a text to respond to")
-        if any("\ud800" <= c <= "\udfff" for c in self.prompt):  # how Python reads bytes that are not UTF-8
-            raise UserError("--prompt is not UTF-8 text")
 
     def sampling(self) -> "Sampling":
         from rlhf_mini.evaluation.responses import Sampling
@@ -115,11 +113,12 @@ def compare(options: CompareOptions, command: str) -> None:
         for row in responses.collect(stages, reward_model, examples, judges, options.sampling()):
             show_responses(row)
         return
-    rows, summary = measure(options, command, checkpoints, stages, reward_model, examples, demonstrations)
-    for row in mixed(rows, lambda row: row.example.get("use_case"), options.show, options.seed):
-        show_responses(row)
-    show_summary(summary)
-    write(options, rows, summary)
+    with measuring(options.run_dir):
+        rows, summary = measure(options, command, checkpoints, stages, reward_model, examples, demonstrations)
+        for row in mixed(rows, lambda row: row.example.get("use_case"), options.show, options.seed):
+            show_responses(row)
+        show_summary(summary)
+        write(options, rows, summary)
 
 
 def measure(

@@ -19,6 +19,7 @@ cases of four, not in 95 of 100. Runs that differ in more are rated side by side
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,11 +33,20 @@ from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console, printable, run
 from rlhf_mini.core.examples import Prompt, read_demonstrations, read_preferences, read_prompts
 from rlhf_mini.core.files import write_json
-from rlhf_mini.core.options import command_line, option, options, parse_options
+from rlhf_mini.core.options import (
+    RunName,
+    RunsDir,
+    Seed,
+    check_run_name,
+    command_line,
+    option,
+    options,
+    parse_options,
+)
 from rlhf_mini.evaluation import compare
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES, Row
 from rlhf_mini.evaluation.compare import CompareOptions
-from rlhf_mini.evaluation.runs import find_checkpoints
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring
 from rlhf_mini.evaluation.schema import (
     ByJudge,
     ByStage,
@@ -67,12 +77,12 @@ BY_RUN = ("gold", "rm_score", "kl", "tokens", "eos", "wins/heldout", "wins/gold"
 class EvaluateOptions:
     """Options of `python -m rlhf_mini.evaluation.evaluate`."""
 
-    run: str = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
+    run: RunName = option("default", "Name of the run; its checkpoints are in RUNS_DIR/RUN.")
     runs: str = option("", "Names of several runs, comma-separated: each is evaluated, and all of them together.")
-    runs_dir: str = option("runs", "Folder of all runs.")
+    runs_dir: RunsDir = option("runs", "Folder of all runs.")
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
     out: str = option("", "Where the results of several runs together go (default: RUNS_DIR/evaluate.json).")
-    seed: NonNegativeInt = option(0, "Seed of the responses and of the bootstrap.")
+    seed: Seed = option(0, "Seed of the responses and of the bootstrap.")
 
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
@@ -91,6 +101,11 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names) or not all(self.names):
             raise UserError(f"--runs must name different runs, comma-separated, not {self.runs!r}")
+        for name in self.names:
+            try:
+                check_run_name(name)
+            except ValueError as fault:
+                raise UserError(f"each name in --runs {fault}") from None
 
     @property
     def names(self) -> list[str]:
@@ -124,7 +139,17 @@ def main() -> None:
 
 
 def evaluate(options: EvaluateOptions, command: str) -> None:
-    """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several."""
+    """Writes runs/<run>/compare.jsonl, compare.json and evaluate.json of each run, and --out if there are several.
+
+    UserError if another process is measuring one of them.
+    """
+    with ExitStack() as locks:
+        for name in sorted(options.names):
+            locks.enter_context(measuring(Path(options.runs_dir) / name))
+        _evaluate(options, command)
+
+
+def _evaluate(options: EvaluateOptions, command: str) -> None:
     runs_dir = Path(options.runs_dir)
     found = {name: find_checkpoints(runs_dir / name, options.base) for name in options.names}
     poolable = can_be_pooled(found)

@@ -7,8 +7,13 @@
 The numbers are those of stages/ppo/train.py, from the finished run's models: the policy after PPO, the SFT model it
 started from, the reward model and the value model. They are of one response at a time, so neither rewards nor
 advantages are whitened.
+
+If PPO was trained on a function, its name is in the run's stage.json. Importing it would run code because a file says
+so, which someone else may have written. So the score is NaN, and with it what depends on it, unless the user names the
+same function: `Microscope(run_dir, reward="stages.ppo.rewards:short")`.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_mini.core.checkpoints import load_checkpoint
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
+from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.core.files import is_number
 from rlhf_mini.core.options import load_function
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.scoring import lay_out, load_reward_model, response_values, score_texts
+from rlhf_mini.models.scoring import lay_out, load_reward_model, response_values
 from rlhf_mini.models.text import encode_prompts, load_tokenizer, response_ids
 from stages.ppo.losses import compute_rewards, gae, kl_k1, penalize_missing_eos
+from stages.ppo.options import names_function
+from stages.ppo.rewards import Reward, of_function, of_model
 
 # What a token can be coloured by: the field of `Token`, its title, and how to read it.
 MEASURES = {
@@ -76,34 +85,56 @@ class View:
 
     tokens: list[Token]
     score: float
-    """Of what PPO was trained on, usually the reward model."""
+    """Of what PPO was trained on, usually the reward model; NaN if that is a function that the user has not named."""
+
+
+def ppo_options(ppo: Checkpoint) -> dict[str, Any]:
+    """Those that the microscope computes with, from PPO's stage.json. UserError if they are not there."""
+    options: dict[str, Any] = ppo.info["options"]
+    numbers = ("kl_coef", "temperature", "missing_eos_penalty", "gamma", "gae_lambda")
+    if not isinstance(options.get("reward"), str) or not all(is_number(options.get(n)) for n in numbers):
+        raise UserError(f"{ppo.path}/stage.json lacks PPO's options, so tokens have no rewards: train it again")
+    return options
 
 
 class Microscope:
     """The models of a finished run that PPO worked with."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """UserError if a checkpoint is missing or broken, in one sentence that says what to run."""
+    def __init__(self, run_dir: Path, reward: str = "") -> None:
+        """Loads the models.
+
+        Args:
+            reward: the function that PPO was trained on, if it may be imported: "package.module:function".
+
+        Raises:
+            UserError: a checkpoint is missing or broken, or `reward` is not what PPO was trained on.
+        """
         sft = load_checkpoint(run_dir / "sft", "sft")
         ppo = load_checkpoint(run_dir / "ppo", "ppo", of=sft)
-        self.options: dict[str, Any] = ppo.info["options"]
-        self.kl_coef: float = ppo.info["metrics"].get("objective/kl_coef", self.options["kl_coef"])  # where it ended
+        self.options = ppo_options(ppo)
+        trained_on: str = self.options["reward"]
+        if reward and reward != trained_on:
+            used = printable(trained_on) if trained_on else "its reward model"
+            raise UserError(f"--reward {reward} is not what this run's PPO was trained on, {used}: leave it out")
+        kl_coef = ppo.info["metrics"].get("objective/kl_coef")  # where it ended
+        self.kl_coef: float = kl_coef if is_number(kl_coef) else self.options["kl_coef"]
+        self.note = ""
+        """What to tell the user if the score is not shown."""
         self.tokenizer = load_tokenizer(ppo.path)
         self.policy, self.ref_policy = (AutoModelForCausalLM.from_pretrained(p.path).eval() for p in (ppo, sft))
         self.value_model = AutoModelForSequenceClassification.from_pretrained(ppo.path / "value_model").eval()
-        if ":" in self.options["reward"]:
-            self.reward = self._function
+        self.reward: Reward | None = None
+        if reward:
+            self.reward = of_function(load_function(reward, "--reward"), reward)
+        elif names_function(trained_on):
+            self.note = (
+                "The score, the last reward and the advantages are not shown, as they take code that this run names: "
+                f"--reward {printable(trained_on)} runs it, if you trust this run."
+            )
         else:
-            self.reward = self._model
-            rm = load_checkpoint(self.options["reward"] or run_dir / "rm", "rm")
+            rm = load_checkpoint(trained_on or run_dir / "rm", "rm")
             load_checkpoint(run_dir / "ppo", "ppo", of=rm)
-            self.reward_model = load_reward_model(rm.path)
-
-    def _model(self, prompt: Messages, response: Response) -> float:
-        return score_texts(self.reward_model, self.tokenizer, encode_prompts(self.tokenizer, [prompt]), [response])[0]
-
-    def _function(self, prompt: Messages, response: Response) -> float:
-        return float(load_function(self.options["reward"], "--reward")([prompt], [response.text])[0])
+            self.reward = of_model(load_reward_model(rm.path), self.tokenizer)
 
     @torch.no_grad()
     def look(self, prompt: Messages, response: Response) -> View:
@@ -124,7 +155,7 @@ class Microscope:
         kl = (distribution.exp() * (distribution - reference)).sum(-1)  # (R,)
         likeliest = reference.max(-1)  # (R,): log-probabilities and tokens
 
-        score = self.reward(prompt, response)
+        score = self.reward([encoded], [response])[0] if self.reward else math.nan
         ended = torch.tensor([ids[-1] == tokenizer.eos_token_id])
         penalized = penalize_missing_eos(torch.tensor([score]), ended, options["missing_eos_penalty"])  # (1,)
         rewards = compute_rewards(penalized, kl_k1(logprobs, ref_logprobs), rows, self.kl_coef)  # (R,)

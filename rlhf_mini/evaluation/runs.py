@@ -2,10 +2,11 @@
 
 import dataclasses
 import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, locked, versions
 from rlhf_mini.core.files import sha256
 from rlhf_mini.core.inputs import note_changes
 from rlhf_mini.evaluation.schema import Provenance, Weights
@@ -27,12 +28,19 @@ def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
     return found
 
 
+def measuring(run_dir: Path) -> AbstractContextManager[None]:
+    """Locks what compare and evaluate write, so that all of it is of one process. UserError if another one is at it."""
+    return locked(run_dir / "measurements", f"another process is measuring {run_dir}")
+
+
 def provenance(settings: Any, command: str, checkpoints: dict[str, Checkpoint]) -> Provenance:
     """Of what `settings`, a command's options with a `split`, measure on these checkpoints."""
     return Provenance(
         command=command,
         options=dataclasses.asdict(settings),
-        checkpoints={name: Weights(str(c.path), c.sha256, c.info["seed"]) for name, c in checkpoints.items()},
+        checkpoints={
+            name: Weights(str(c.path), c.sha256, c.info["seed"], c.files_sha256) for name, c in checkpoints.items()
+        },
         split_sha256=sha256(Path(settings.split)),
         data_sha256=data_sha256(),
         versions=versions(),

@@ -46,6 +46,8 @@ class Weights:
     path: str
     sha256: str
     seed: int
+    files_sha256: str = ""
+    """Of all its files; "" in a file of an older version."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,18 @@ from typing import Any
 from torch import Tensor
 from transformers import AttentionInterface
 
+from rlhf_mini.core.console import UserError
 from rlhf_mini.models import gpt2
 from rlhf_mini.models.rows import Cache, Rows
 
 NAME = "rlhf_mini_rows"
+# What an architecture may ask of its attention that `attention` would leave out, and nobody would notice.
+NOT_SUPPORTED = {
+    "sliding_window": "attends within a sliding window",
+    "softcap": "caps its attention logits",
+    "s_aux": "has attention sinks",
+}
+CHOOSE = "choose a base with full attention, such as GPT-2, Llama or Qwen 2"
 
 
 def attention(
@@ -32,14 +40,19 @@ def attention(
     attention_mask: Tensor | None,
     *,
     rows: Rows | Cache,
+    layers: set[int],
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer. query (1, H, N, D); key and value have H heads or a divisor of it."""
-    if sliding_window is not None:
-        raise ValueError("rows attend to all earlier tokens, but this model has a sliding window")
+    """What transformers calls in each layer. query (1, H, N, D); key and value have H heads or a divisor of it.
+
+    `layers` takes the number of the layer.
+    """
+    for argument, what in NOT_SUPPORTED.items():
+        if more.get(argument) is not None:
+            raise UserError(f"the architecture {module.config.model_type} {what}, which is not supported: {CHOOSE}")
+    layers.add(module.layer_idx)
     how = dict(scale=scaling, dropout_p=dropout, enable_gqa=key.shape[1] != query.shape[1])
     query, key, value = (rows.unpack(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
     attended = rows.attend(module.layer_idx, query, key, value, **how)  # (B, H, T, D)
@@ -71,13 +84,22 @@ def forward_pass(model: Any) -> Iterator[Forward]:
         return
 
     def forward(ids: Tensor, rows: Rows | Cache, keep: Tensor | None = None) -> Tensor:
-        inputs: dict[str, Any] = dict(position_ids=rows.position_ids.unsqueeze(0), rows=rows, use_cache=False)
+        layers: set[int] = set()
+        inputs: dict[str, Any] = dict(
+            position_ids=rows.position_ids.unsqueeze(0), rows=rows, layers=layers, use_cache=False
+        )
         logits: Tensor
         if hasattr(model, "score"):  # its own forward reads each row at the last token only
             hidden = model.base_model(ids.unsqueeze(0), **inputs).last_hidden_state[0]  # (N, d)
             logits = model.score(hidden if keep is None else hidden[keep])
         else:
             logits = model(ids.unsqueeze(0), **inputs, logits_to_keep=0 if keep is None else keep).logits[0]
+        config = model.config.get_text_config()
+        if len(layers) < config.num_hidden_layers:  # a state-space model, or its own attention: rows have run together
+            raise UserError(
+                f"the architecture {config.model_type} does not take its attention from transformers' attention "
+                f"interface in every layer, so it is not supported: {CHOOSE}"
+            )
         return logits
 
     before = model.config._attn_implementation

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Prompt, read_demonstrations, read_prompts, read_rankings, read_texts
+from stages.ppo.options import names_function
 
 E = TypeVar("E")
 
@@ -62,8 +63,8 @@ def costs(checkpoints: Mapping[str, Checkpoint], iterations: Sequence[dict[str, 
     for name, checkpoint in checkpoints.items():
         try:
             works = work(name, checkpoints, iterations)
-        except (UserError, KeyError):  # its data are gone, or a stage of the user's own has other options
-            works = []
+        except (UserError, KeyError, TypeError, ValueError, ArithmeticError):
+            works = []  # its data are gone, or a stage of the user's own has other options
         seconds, memory = (float(checkpoint.info.get(key) or 0) for key in ("seconds", "peak_memory_mb"))
         flops = sum(part.flops for part in works) if works else None
         stages.append(Cost(STAGE_TITLES[name], seconds, memory, flops, watt_hours(seconds, watts), works))
@@ -128,7 +129,7 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
     if options["ptx_coef"] > 0:
         texts = options["ptx_batch_size"] * len(iterations) * options["num_ppo_epochs"] * options["num_minibatches"]
         ptx = [Work("PPO-ptx", 6, language_model, texts * text_length(options["ptx_texts"]))]
-    reward = [] if ":" in options["reward"] else [Work("reward model", 2, scalar_model, tokens)]
+    reward = [] if names_function(options["reward"]) else [Work("reward model", 2, scalar_model, tokens)]
     return [
         Work("rollout", 2, language_model, tokens),
         Work("SFT's log-probabilities", 2, language_model, tokens),

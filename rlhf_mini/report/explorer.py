@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf_mini.core.console import track
+from rlhf_mini.core.console import console, track
 from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.evaluation.answers import STAGES, mixed
 from rlhf_mini.report.cost import STAGE_TITLES
@@ -132,8 +132,8 @@ def pick(rows: Sequence[Row], number: int, seed: int) -> list[int]:
 # --- the microscope --------------------------------------------------------------------------------------------------
 
 
-def look_at(run_dir: Path, rows: Sequence[Row], indices: Sequence[int]) -> dict[int, dict[str, Look]]:
-    """Looks at SFT's and PPO's responses to these rows. By index, then by stage."""
+def look_at(run_dir: Path, rows: Sequence[Row], indices: Sequence[int], reward: str = "") -> dict[int, dict[str, Look]]:
+    """Looks at SFT's and PPO's responses to these rows. By index, then by stage. `reward` as in `Microscope`."""
     if not indices:
         return {}
     import torch
@@ -143,7 +143,9 @@ def look_at(run_dir: Path, rows: Sequence[Row], indices: Sequence[int]) -> dict[
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more threads do not speed up a single response, and suffer from other work
     try:
-        microscope = Microscope(run_dir)
+        microscope = Microscope(run_dir, reward)
+        if microscope.note:
+            console.print(f"report: {microscope.note}", soft_wrap=True)
         return {
             index: {
                 stage: look(microscope, rows[index]["prompt"], answer)

@@ -24,14 +24,15 @@ from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import plain, read_jsonl, replacing
-from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
+from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
-from rlhf_mini.evaluation.runs import find_checkpoints, tool_command
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
 from rlhf_mini.report.explorer import STAGES, Row, look_at, pack_explorer, pick
 from rlhf_mini.world.gold import WEIGHTS
+from stages.ppo.options import names_function
 
 FOLDER = Path(__file__).parent
 
@@ -42,8 +43,11 @@ class ReportOptions(RunOptions):
 
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
     microscope_prompts: NonNegativeInt = option(120, "Prompts whose SFT and PPO responses are shown token by token.")
+    reward: str = option(
+        "", "If PPO was trained on a function: its package.module:function again, which allows to run its code."
+    )
     watts: PositiveFloat = option(30.0, "Assumed power draw of the machine, for the watt-hours.")
-    seed: NonNegativeInt = option(0, "Seed of the choice of prompts for the microscope.")
+    seed: Seed = option(0, "Seed of the choice of prompts for the microscope.")
 
 
 def main() -> None:
@@ -58,15 +62,20 @@ def main() -> None:
 
 def write_report(settings: ReportOptions, command: str) -> Path:
     """Writes the page, all or nothing, and returns its path. UserError if an input is missing, damaged or outdated."""
-    run_dir = settings.run_dir
     checkpoints = find_checkpoints(settings.run_dir, settings.base)
+    with measuring(settings.run_dir):  # not while compare.jsonl is already of another measurement than evaluate.json
+        return _write_report(settings, command, checkpoints)
+
+
+def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, Checkpoint]) -> Path:
+    run_dir = settings.run_dir
     rows = read_rows(run_dir)
     evaluation = read_evaluation(run_dir, checkpoints)
     study = read_study(run_dir, checkpoints)
     metrics = {stage: read_jsonl(run_dir / stage / "metrics.jsonl") for stage in ("sft", "rm", "ppo")}
-    reward = checkpoints["ppo"].info["options"].get("reward", "")
+    reward = str(checkpoints["ppo"].info["options"].get("reward", ""))
 
-    looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed))
+    looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed), settings.reward)
     data = pack_explorer(rows, looks)
     provenance: dict[str, Any] = {
         "this page": {"command": command, "options": dataclasses.asdict(settings)},
@@ -89,6 +98,7 @@ def write_report(settings: ReportOptions, command: str) -> Path:
         curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
         overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])],
         reward=reward,
+        without_score=names_function(reward) and not settings.reward,
         how_to_overopt=how_to(run_dir, "overopt"),
         costs=costs(checkpoints, metrics["ppo"], settings.watts),
         counted=COUNTED,
@@ -133,7 +143,10 @@ def read_evaluation(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> Poo
     if provenance is None:
         raise UserError(f"{run_dir / 'evaluate.json'} is of another run: {evaluate}")
     for stage, checkpoint in checkpoints.items():
-        if provenance.checkpoints[stage].sha256 != checkpoint.sha256:
+        measured = provenance.checkpoints.get(stage)
+        if measured is None or (measured.sha256, measured.files_sha256 or checkpoint.files_sha256) != (
+            checkpoint.sha256, checkpoint.files_sha256
+        ):  # fmt: skip
             raise UserError(f"{run_dir} was evaluated before its {stage} was trained again: {evaluate}")
     if any(getattr(compared, key) != getattr(provenance, key) for key in ("checkpoints", "split_sha256", "options")):
         raise UserError(f"{run_dir} was compared again after it was evaluated: {evaluate}")
@@ -144,7 +157,11 @@ def read_study(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> Study | 
     """overopt.json; None if there is none, or if it was measured on other checkpoints than the run has now."""
     path = run_dir / "overopt.json"
     study = read(Study, path, how_to(run_dir, "overopt")) if path.is_file() else None
-    if study and any(study.provenance.get(f"{stage}_sha256", c.sha256) != c.sha256 for stage, c in checkpoints.items()):
+    if study and any(
+        study.provenance.get(f"{stage}_sha256", c.sha256) != c.sha256
+        or study.provenance.get(f"{stage}_files_sha256", c.files_sha256) != c.files_sha256
+        for stage, c in checkpoints.items()
+    ):
         return None
     return study
 

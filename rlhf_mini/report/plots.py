@@ -16,6 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_mini.core.bootstrap import Estimate
+from rlhf_mini.core.files import is_number
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.overopt.curves import BEST_OF_N, distance, titled
 from rlhf_mini.evaluation.schema import Fit, Point, PooledEvaluation, Scenario
@@ -94,8 +95,9 @@ def learning_curves(
     def curve(stage: str, key: str, label: str = "", style: int = 0, **look: Any) -> Series:
         return Series(label or key, *finite(metrics[stage], "step", key), style, **look)
 
-    agreement = rm_results.get("agreement/training", {}).get("share")
-    level = None if agreement is None else (agreement, "agreement of labelers")
+    found = rm_results.get("agreement/training")
+    agreement = found.get("share") if isinstance(found, dict) else None
+    level = (agreement, "agreement of labelers") if is_number(agreement) else None
     sft = [
         curve("sft", "loss/demonstrations", "training", window=15),
         curve("sft", "eval_loss", "held out", 1, marked=True),
@@ -243,11 +245,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 def finite(points: Sequence[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
     """The values under two keys of all points that have a finite number under both."""
-    pairs = [
-        (point[x], point[y])
-        for point in points
-        if all(isinstance(point.get(key), (int, float)) and math.isfinite(point[key]) for key in (x, y))
-    ]
+    pairs = [(point[x], point[y]) for point in points if all(is_number(point.get(key)) for key in (x, y))]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 

@@ -26,6 +26,7 @@ from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import console, run, track
 from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.options import parse_seed
 from rlhf_mini.models.sampling import sample
 from rlhf_mini.models.text import encode_plain
 from rlhf_mini.training.schedule import warmup_cosine
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument(
         "--corpus_tokens", type=int, default=BaseOptions.corpus_tokens, help="length of the corpus, in tokens"
     )
-    parser.add_argument("--seed", type=int, default=BaseOptions.seed, help="random seed of corpus and training")
+    parser.add_argument("--seed", type=parse_seed, default=BaseOptions.seed, help="random seed of corpus and training")
     arguments = parser.parse_args()
     options = BaseOptions(seed=arguments.seed, corpus_tokens=arguments.corpus_tokens)
 

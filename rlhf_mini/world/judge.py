@@ -28,6 +28,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 from rlhf_mini.core.console import console, run, track
 from rlhf_mini.core.examples import Ranking, read_preferences
 from rlhf_mini.core.files import MetricsLog
+from rlhf_mini.core.options import parse_seed
 from rlhf_mini.models.scoring import with_scalar_head
 from rlhf_mini.models.text import load_tokenizer
 from rlhf_mini.training.schedule import warmup_cosine
@@ -122,7 +123,7 @@ def main() -> None:
         "--out", type=Path, default=Path("data"), help="folder in which to write `judge` (default: data)"
     )
     parser.add_argument("--threads", type=int, default=JudgeOptions.threads, help="threads to train on")
-    parser.add_argument("--seed", type=int, default=JudgeOptions.seed, help="random seed of threads and head")
+    parser.add_argument("--seed", type=parse_seed, default=JudgeOptions.seed, help="random seed of threads and head")
     arguments = parser.parse_args()
     options = JudgeOptions(seed=arguments.seed, threads=arguments.threads)
     train_judge(load_checkpoint(arguments.base, "base"), arguments.out, options)

@@ -54,7 +54,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, kl_horizon: int, 
     beta <- beta * (1 + clip(KL / target - 1, -0.2, 0.2) * episodes / horizon)
 
     `kl` is summed over each response and averaged over responses, in nats, as is `kl_target`: fed with a mean over
-    tokens instead, beta would fall to nothing. `kl_horizon` is in episodes.
+    tokens instead, beta would fall to nothing. `kl_horizon` is in episodes. Like Ziegler et al.'s code, this clips the
+    error alone, so beta stays above 0 only while episodes < 5 * horizon; PPOOptions checks that.
     """
     error = max(-0.2, min(0.2, kl / kl_target - 1))
     return kl_coef * (1 + error * episodes / kl_horizon)

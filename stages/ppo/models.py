@@ -15,7 +15,7 @@ from rlhf_mini.core.options import load_function
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, load_tokenizer
-from stages.ppo.options import PPOOptions
+from stages.ppo.options import PPOOptions, names_function
 from stages.ppo.rewards import Reward, of_function, of_model
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -37,14 +37,14 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
 
     The run's own must have been trained on responses of `sft`; one that is named may come from another SFT model.
     """
-    if ":" in options.reward:
+    if names_function(options.reward):
         return None
     if not options.reward:
         return load_checkpoint(options.run_dir / "rm", "rm", of=sft)
     rm = load_checkpoint(options.reward, "rm")
     if rm.info["sha256"].get("tokenizer.json") != sft.info["sha256"].get("tokenizer.json"):
         raise UserError(f"the reward model in {rm.path} has another tokenizer than the SFT model: name another")
-    if all(parent["sha256"] != sft.sha256 for parent in rm.info["parents"]):
+    if not any(sft.is_parent(parent) for parent in rm.info["parents"]):
         console.print(f"ppo: {rm.path} was trained on the responses of another SFT model", soft_wrap=True)
     return rm
 

@@ -1,14 +1,20 @@
 """The options of stage 3."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import RunOptions, option, options
+from rlhf_mini.core.options import RunOptions, Seed, option, options
 
 Share = Annotated[float, Ge(0), Le(1)]
+
+
+def names_function(reward: str) -> bool:
+    """Whether a --reward is package.module:function, and not a reward model's folder."""
+    return ":" in reward and not Path(reward).is_dir()
 
 
 @options
@@ -16,7 +22,7 @@ class PPOOptions(RunOptions):
     """Options of `python -m stages.ppo`. B is `episodes`, the batch of one iteration."""
 
     # Paths
-    seed: NonNegativeInt = option(0, "Seed of the order of prompts and of the sampling.")
+    seed: Seed = option(0, "Seed of the order of prompts and of the sampling.")
     prompts: str = option("data/prompts/ppo.jsonl", "Prompts to train on.")
     validation_prompts: str = option(
         "data/prompts/validation.jsonl", "Prompts that the finished policy is measured on."
@@ -108,6 +114,11 @@ class PPOOptions(RunOptions):
         if self.episodes % self.num_minibatches:
             raise UserError(
                 f"--episodes ({self.episodes}) must be a multiple of --num_minibatches ({self.num_minibatches})"
+            )
+        if self.kl_target and 5 * self.kl_horizon <= self.episodes:
+            raise UserError(
+                f"--kl_horizon ({self.kl_horizon}) must be more than a fifth of --episodes ({self.episodes}): a single "
+                "iteration could bring KL_COEF to 0 or below, where it would pay for distance from the SFT model"
             )
 
     @property

@@ -10,11 +10,12 @@ in a minute what a careless reward does to a model.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.core.options import what_happened
 from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import EncodedPrompt
 
@@ -31,7 +32,18 @@ def of_function(function: Callable[[list[Messages], list[str]], Sequence[float]]
 
     def reward(prompts: Sequence[EncodedPrompt], responses: Sequence[Response]) -> list[float]:
         texts = [response.text for response in responses]
-        scores = [float(score) for score in function([prompt.messages for prompt in prompts], texts)]
+        try:
+            returned = function([prompt.messages for prompt in prompts], texts)
+            scores = as_numbers(returned)
+        except UserError:
+            raise
+        except Exception as fault:
+            raise UserError(f"--reward {name} failed with a {what_happened(fault)}") from None
+        if scores is None:
+            raise UserError(
+                f"--reward {name} must return a list of {len(responses)} numbers, one for each response, "
+                f"not {shown(returned)}"
+            )
         if len(scores) != len(responses):
             raise UserError(f"--reward {name} returned {len(scores)} numbers for {len(responses)} responses")
         if not all(math.isfinite(score) for score in scores):
@@ -39,6 +51,33 @@ def of_function(function: Callable[[list[Messages], list[str]], Sequence[float]]
         return scores
 
     return reward
+
+
+def as_numbers(returned: Any) -> list[float] | None:
+    """The numbers in a list, an array or a tensor of one dimension. None for anything else."""
+    if not isinstance(returned, Iterable) or isinstance(returned, (str, bytes, Mapping, Set)):
+        return None
+    if getattr(returned, "ndim", 1) != 1:
+        return None
+    numbers = []
+    for one in returned:
+        if isinstance(one, (str, bytes)) or getattr(one, "ndim", 0) != 0:
+            return None
+        try:
+            numbers.append(float(one))
+        except OverflowError:  # a whole number beyond any float
+            numbers.append(math.inf)
+        except (TypeError, ValueError):
+            return None
+    return numbers
+
+
+def shown(value: Any) -> str:
+    """What a reward returned, in a few words."""
+    if hasattr(value, "shape"):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # --- examples --------------------------------------------------------------------------------------------------------

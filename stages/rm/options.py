@@ -6,14 +6,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import RunOptions, option, options
+from rlhf_mini.core.options import RunOptions, Seed, option, options
 
 
 @options
 class RMOptions(RunOptions):
     """Defaults are for the mini world."""
 
-    seed: NonNegativeInt = option(0, "Seed of the samples, of who ranks what, of the head and of the order.")
+    seed: Seed = option(0, "Seed of the samples, of who ranks what, of the head and of the order.")
 
     rankings: str = option("", "JSONL of rankings to train on, for example people's; replaces sampling and ranking.")
     prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")

@@ -5,14 +5,14 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlhf_mini.core.options import RunOptions, option, options
+from rlhf_mini.core.options import RunOptions, Seed, option, options
 
 
 @options
 class SFTOptions(RunOptions):
     """Defaults are for the mini world and a model of a million parameters."""
 
-    seed: NonNegativeInt = option(0, "Seed of the split, the order of examples and the shown samples.")
+    seed: Seed = option(0, "Seed of the split, the order of examples and the shown samples.")
 
     base: str = option("data/base", "The pretrained checkpoint to start from.")
     demonstrations: str = option("data/demonstrations.jsonl", "JSONL of demonstrations: prompt and completion.")

@@ -1,8 +1,10 @@
 """`python -m rlhf_mini.chat` on tiny random checkpoints: its commands, and the program as its user runs it."""
 
 import io
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +134,25 @@ def test_why_colours_by_any_measure(options: ChatOptions) -> None:
     assert titles == ["KL", "reward", "value"]
     with pytest.raises(UserError, match=r"'sft': name one of log-ratio, kl, reward, value, advantage, ppo$"):
         shell.onecmd("/why sft")
+
+
+def test_why_runs_no_code_that_a_run_names(
+    options: ChatOptions, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs_dir / "r", tmp_path / "runs" / "shared")
+    stage_json = tmp_path / "runs" / "shared" / "ppo" / "stage.json"
+    info = json.loads(stage_json.read_text())
+    stage_json.write_text(json.dumps(info | {"options": info["options"] | {"reward": "planted_by_a_run:f"}}))
+    (tmp_path / "planted_by_a_run.py").write_text("open('executed', 'w')\ndef f(prompts, responses): return [0.5]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shared = replace(options, run="shared", runs_dir=str(tmp_path / "runs"))
+    why = printed(Shell(shared), "Hi", "/why reward")
+    assert not (tmp_path / "executed").exists()
+    assert re.search(r"( +[+-]\d\.\d\d){2} +- +[+-]\d\.\d\d +- ", why)  # the last token: no reward, no advantage
+    assert "--reward planted_by_a_run:f runs it, if you trust this run." in " ".join(why.split())
+    printed(Shell(replace(shared, reward="planted_by_a_run:f")), "Hi", "/why reward")
+    assert (tmp_path / "executed").exists()
 
 
 def test_the_same_lines_get_the_same_answers(options: ChatOptions) -> None:

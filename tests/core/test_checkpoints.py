@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ def test_a_checkpoint_says_where_it_comes_from_and_loads_plainly(nano_base: Path
     assert (
         set(info["versions"]) == {"python", "rlhf_mini", *checkpoints.LIBRARIES} >= {"torch", "transformers", "numpy"}
     )
-    assert info["parents"] == [{"stage": "base", "path": str(nano_base), "sha256": base.sha256}]
+    assert info["parents"] == [
+        {"stage": "base", "path": str(nano_base), "sha256": base.sha256, "files_sha256": base.files_sha256}
+    ]
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(info["sha256"])
     assert "metrics.jsonl" not in info["sha256"] and (run_dir / "sft" / "metrics.jsonl").exists()
     # make's rule for SEED= looks for this very line
@@ -388,3 +391,153 @@ def test_a_reward_model_of_another_sft(nano_base: Path, run_dir: Path) -> None:
     assert refusal(run_dir / "rm", "rm", of=load_checkpoint(run_dir / "sft", "sft")) == (
         "the rm checkpoint in runs/x/rm was not made from the sft in runs/x/sft: run `make rm RUN=x`"
     )
+
+
+# --- what identifies a checkpoint ------------------------------------------------------------------------------------
+
+
+def with_config(run_dir: Path, base: Path, **config: float) -> Checkpoint:
+    """A reward model whose weights are always the same."""
+    what = contents(base)
+    for name, value in config.items():
+        setattr(what["model"].config, name, value)
+    with writing(run_dir, "rm") as folder:
+        save_checkpoint(folder, stage="rm", **what)
+    return load_checkpoint(run_dir / "rm", "rm")
+
+
+def test_a_reward_model_with_the_same_weights_and_another_score_is_another(nano_base: Path, run_dir: Path) -> None:
+    """`make rm ARGS="--normalization_size 100"` changes the zero of the scale alone, which is in config.json."""
+    first = with_config(run_dir, nano_base, reward_mean=0.5)
+    make(run_dir, "ppo", nano_base, parents=[first])
+    load_checkpoint(run_dir / "ppo", "ppo", of=with_config(run_dir, nano_base, reward_mean=0.5))  # made again, alike
+    other = with_config(run_dir, nano_base, reward_mean=0.75)
+    assert other.sha256 == first.sha256
+    for another in (other, with_config(run_dir, nano_base, reward_mean=0.5, likelihood_coef=0.1)):
+        assert "was not made from the rm in runs/x/rm" in refusal(run_dir / "ppo", "ppo", of=another)
+
+
+def test_a_checkpoint_of_an_older_version_knows_its_parents_by_their_weights(nano_base: Path, run_dir: Path) -> None:
+    first = with_config(run_dir, nano_base)
+    path = make(run_dir, "ppo", nano_base, parents=[first]) / "stage.json"
+    info = json.loads(path.read_text())
+    del info["parents"][0]["files_sha256"]
+    path.write_text(json.dumps(info))
+    load_checkpoint(run_dir / "ppo", "ppo", of=first)
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Changes stage.json, with the checksums as they are now: whoever shares a run can do so."""
+    info = json.loads((folder / "stage.json").read_text())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "stage.json"]
+    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    (folder / "stage.json").write_text(json.dumps(info | {"sha256": sums} | changes))
+
+
+def test_sharded_weights_are_named_as_such(nano_base: Path, run_dir: Path) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    rewrite(folder)
+    assert refusal(folder, "sft") == (
+        "the sft checkpoint in runs/x/sft has its weights in other files than model.safetensors, the only one that is "
+        "read: save it again, with a larger max_shard_size"
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "value_model/config.json"])
+def test_a_checkpoint_with_code_of_its_own_is_refused(nano_base: Path, run_dir: Path, name: str) -> None:
+    """transformers would ask whether to run it."""
+    folder = make(run_dir, "sft", nano_base)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text('{"\\u0061uto_map": {"AutoModelForCausalLM": "planted.Model"}}')
+    rewrite(folder)
+    assert f"runs/x/sft/{name} could run code that came with the checkpoint" in refusal(folder, "sft")
+
+
+def test_a_pickle_is_refused(nano_base: Path, run_dir: Path) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    (folder / "value_model").mkdir()
+    (folder / "value_model" / "pytorch_model.bin").write_bytes(b"")
+    assert "value_model/pytorch_model.bin could run code that came with the checkpoint" in refusal(folder, "sft")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"options": 3}, {"metrics": []}, {"seed": "0"}, {"seconds": None}, {"parents": [{}]}, {"sha256": {"a": 1}}],
+)
+def test_a_stage_json_of_wrong_types(nano_base: Path, run_dir: Path, change: dict[str, Any]) -> None:
+    folder = make(run_dir, "sft", nano_base)
+    rewrite(folder, **change)
+    assert "runs/x/sft/stage.json was not written by this project" in refusal(folder, "sft")
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+# Forks STARTS processes that all enter `writing` at the same moment. One that gets in waits until all others have
+# given up, so there is exactly one. Prints what each came to.
+CROWD = """
+import os, sys, time
+from pathlib import Path
+from rlhf_mini.core.checkpoints import writing
+from rlhf_mini.core.console import UserError
+
+starts, stages = int(sys.argv[1]), sys.argv[2].split(",")
+go, (read, write) = time.time() + 0.3 + starts / 1000, os.pipe()
+for number in range(starts):
+    if os.fork() == 0:
+        stage = stages[number % len(stages)]
+        time.sleep(max(0.0, go - time.time()))
+        try:
+            with writing("runs/x", stage) as folder:
+                (folder / "stage.json").write_text(str(os.getpid()))
+                time.sleep(0.5 + starts / 500)
+                if stage == "fails":
+                    raise UserError("a fault of its own")
+                said = f"{stage} worked, {(folder / 'stage.json').read_text() == str(os.getpid())}"
+        except UserError as fault:
+            said = f"{stage} {fault}"
+        except BaseException as fault:
+            said = f"{stage} {fault!r}"
+        os.write(write, f"{said}\\n".encode())
+        os._exit(0)
+os.close(write)
+with open(read) as pipe:
+    sys.stdout.write(pipe.read())
+"""
+
+
+def crowd(starts: int, stages: str) -> dict[str, int]:
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", CROWD, str(starts), stages], env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return dict(Counter(done.stdout.splitlines()))
+
+
+def test_of_many_simultaneous_starts_exactly_one_works(run_dir: Path) -> None:
+    busy = "another process is writing runs/x/{0}: wait for it, or choose another run".format
+    assert crowd(40, "sft,rm") == {
+        "sft worked, True": 1, f"sft {busy('sft')}": 19, "rm worked, True": 1, f"rm {busy('rm')}": 19
+    }  # fmt: skip
+    assert sorted(path.name for path in run_dir.iterdir()) == ["rm", "sft"]
+
+
+def test_a_stage_that_fails_does_not_take_the_folder_from_one_that_starts(run_dir: Path) -> None:
+    """It removes the empty folder of the run, in which the other is about to work."""
+    for _ in range(3):
+        assert crowd(2, "fails,sft").keys() == {"fails a fault of its own", "sft worked, True"}
+        shutil.rmtree(run_dir)
+
+
+def test_the_folder_of_a_run_may_vanish_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, taken = os.mkdir, []
+
+    def mkdir(path: Any, *rest: Any) -> None:
+        real(path, *rest)
+        if Path(path).name == "x" and not taken:
+            taken.append(os.rmdir(path))
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(RuntimeError, match="is incomplete"), writing(tmp_path / "x", "sft") as folder:
+        assert taken and folder.is_dir()

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,47 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    """Each writes its own number 2,000 times; a shared temporary name would mix them, or be gone when it is renamed."""
+    code = (
+        "import os, sys, time; from rlhf_mini.core.files import write_jsonl\n"
+        "go, children = time.time() + 0.3, []\n"
+        "for number in range(40):\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        time.sleep(max(0, go - time.time()))\n"
+        "        try:\n"
+        "            write_jsonl('all.jsonl', ({'of': number} for _ in range(2000)))\n"
+        "        except BaseException:\n"
+        "            os._exit(1)\n"
+        "        os._exit(0)\n"
+        "    children.append(child)\n"
+        "print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout == f"{[0] * 40}\n"
+    assert len(read_jsonl(tmp_path / "all.jsonl")) == 2000
+    assert len({line["of"] for line in read_jsonl(tmp_path / "all.jsonl")}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["all.jsonl"]
+
+
+def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    orphan, foreign = tmp_path / "a[1].json.0123abcd.partial", tmp_path / "a1.json.0123abcd.partial"
+    with replacing(path) as file:
+        (living,) = tmp_path.iterdir()
+        for old in (orphan, foreign):
+            old.write_text("half")
+        for each in (living, orphan, foreign):
+            os.utime(each, (0, 0))
+        write_json(path, {"n": 1})
+        assert {each.name for each in tmp_path.iterdir()} == {path.name, living.name, foreign.name}
+        file.write('{"n": 2}')
+    assert read_json(path) == {"n": 2} and not living.exists()
+
+
 def test_json_is_read_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"loss": float("nan"), "name": "Grüße"})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "loss": null,\n "name": "Grüße"\n}\n'
@@ -48,7 +91,11 @@ def test_json_is_read_back(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent.json") == {} and read_jsonl(tmp_path / "absent.jsonl") == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": "\udcff"}'])  # the last is no UTF-8
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", '{"a": "\udcff"}', '{"a": "\\ud800"}', '{"a": ' + "[" * 100_000, '{"a": ' + "9" * 5000 + "}"],
+    ids=range(8),
+)  # the fifth is no UTF-8, the sixth half of a surrogate pair
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content, errors="surrogateescape")
     (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{content or "]"}\n', errors="surrogateescape")

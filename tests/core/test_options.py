@@ -1,5 +1,6 @@
 """Options: from the command line, from a file, and what is said about a wrong one."""
 
+import argparse
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import RunOptions, option, options, parse_options
+from rlhf_mini.core.options import RunOptions, load_function, option, options, parse_options, parse_seed
 
 
 @options
@@ -114,6 +115,16 @@ def test_the_class_checks_its_values_wherever_they_come_from() -> None:
         (["--whiten", "perhaps"], "--whiten must be true or false, not 'perhaps'"),
         (["--device", "gpu"], "--device must be 'cpu' or 'auto', not 'gpu'"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),
+        (["--seed", "5000000000"], "--seed must be at most 4294967295, not 5000000000"),
+        *(
+            (
+                ["--run", name],
+                f"--run must be a folder's name, without / \\ : and without a dot at its beginning, not {name!r}",
+            )
+            for name in ("", " ", ".", "..", "a/b", "/tmp/x", "../x", "a\\b", "a:b", ".locks", "a\nb")
+        ),
+        (["--runs_dir", ""], "--runs_dir must name a folder, such as runs"),
+        (["--reward", "\udcff"], "--reward is not UTF-8 text"),
         (["--k", "7"], "--k 7 needs --no_whiten"),
         (["--k", "9" * 5000], "--k: Unable to parse input string as an integer, exceeded maximum size"),
         (["--k", "x" * 99], f"--k must be a whole number, not '{'x' * 56}..."),
@@ -180,3 +191,43 @@ def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     ):
         assert part in printed
     assert "(default: )" not in printed and "==" not in printed
+
+
+# --- functions of the user's own -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("./mine.py:f", "without slashes and .py: write mine:f"),
+        ("mine.py:f", "without slashes and .py: write mine:f"),
+        ("rewards/mine.py:f", "without slashes and .py: write rewards.mine:f"),
+        ("../mine:f", "without slashes and .py: write mine:f"),
+        (".mine:f", "without slashes and .py: write mine:f"),
+        ("syntax_error:f", r"cannot be imported: SyntaxError in line 2 of .*syntax_error.py \(.*\); correct it"),
+        ("raises:f", r"cannot be imported: ValueError in line 1 of .*raises.py \(of two lines\); correct it"),
+        ("exits:f", r"cannot be imported: SystemExit in line 1 of .*exits.py \(3\); correct it"),
+        ("attribute:f", r"cannot be imported: AttributeError in line 2 of .*attribute.py \(.*\); correct it"),
+        ("null:f", r"cannot be imported: \w+ \(source code .* null bytes\); correct it"),
+        ("a\0b:f", "--reward 'a.x00b:f'.*"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_one_sentence(
+    spec: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, code in (
+        ("syntax_error", "x = 1\ndef f(:\n"), ("raises", "raise ValueError('of two\\nlines')"),
+        ("exits", "raise SystemExit(3)"), ("attribute", "import math\nmath.nothing"), ("null", "x = 1\0"),
+    ):  # fmt: skip
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=sentence) as refused:
+        load_function(spec, "--reward")
+    assert "\n" not in str(refused.value)
+
+
+def test_seeds_of_commands_without_options_are_bounded() -> None:
+    assert parse_seed("4294967295") == 2**32 - 1
+    for text in ("-1", "4294967296", "1.5", "many"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"^it must be "):
+            parse_seed(text)

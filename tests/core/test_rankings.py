@@ -1,7 +1,9 @@
 """Pairs, agreement and accuracy, with expectations counted by hand; functions that provide labelers."""
 
 import math
+import sys
 import types
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -74,6 +76,40 @@ def not_labelers() -> list[str]:
     return ["ana"]
 
 
+def fails() -> None:
+    _ = 1 / 0
+
+
+class Bad:
+    name = "bad"
+
+    def __init__(self, ranks: Any) -> None:
+        self.ranks = ranks
+
+    def rank(self, example: Prompt, responses: list[Response]) -> Any:
+        return self.ranks(responses)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        (lambda responses: None, "a list of as many whole numbers, 1 for the best, not with None$"),
+        (lambda responses: [1], r"must rank 2 responses with a list of as many .*, not with \[1\]$"),
+        (lambda responses: [0, 1], r"not with \[0, 1\]$"),
+        (lambda responses: [1.0, 2.0], r"not with \[1.0, 2.0\]$"),
+        (lambda responses: [True, 2], r"not with \[True, 2\]$"),
+        (lambda responses: responses[2], r"the labeler bad failed with a IndexError in line \d+ of .*test_rankings.py"),
+    ],
+)
+def test_a_labeler_that_does_not_rank_is_one_sentence(
+    ranks: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "provider", lambda: [Bad(ranks)])
+    (labeler,) = load_labelers(f"{__name__}:provider")
+    with pytest.raises(UserError, match=message):
+        labeler.rank({"prompt": []}, [Response("a", True), Response("b", True)])
+
+
 def test_load_labelers() -> None:
     assert [labeler.name for labeler in load_labelers(f"{__name__}:provider")] == ["ana"]
 
@@ -87,6 +123,10 @@ def test_load_labelers() -> None:
         (f"{__name__}:nothing", "no function nothing"),
         (f"{__name__}:not_labelers", r"name and rank\(\)"),
         (f"{__name__}:types", "is not a function"),
+        (
+            f"{__name__}:fails",
+            r"failed with a ZeroDivisionError in line \d+ of .*test_rankings.py \(division by",
+        ),
     ],
 )
 def test_a_wrong_provider_is_one_sentence(provider: str, message: str) -> None:

@@ -311,7 +311,7 @@ def test_another_command_starts_over_and_says_why(
     def command(options: Any = None, weights: str = "abc") -> dict[str, Any]:
         return command_of(
             options or Options(), {"prompts.jsonl": sha256(Path("prompts.jsonl"))},
-            [Checkpoint(Path("runs/x/base"), "base", weights, {})],
+            [Checkpoint(Path("runs/x/base"), "base", weights, {"sha256": {WEIGHTS: weights}})],
         )  # fmt: skip
 
     _, after = saved(tmp_path, command())

@@ -98,10 +98,41 @@ def test_a_text_is_encoded_and_ends(run_dir: Path) -> None:
 
 def test_a_reward_that_is_a_function(run_dir: Path) -> None:
     set_options(run_dir, reward="stages.ppo.rewards:short")
-    view = Microscope(run_dir).look(PROMPTS[0], Response("one two", True))
+    view = Microscope(run_dir, reward="stages.ppo.rewards:short").look(PROMPTS[0], Response("one two", True))
     assert view.score == pytest.approx(0.9)
     last = view.tokens[-1]
     assert last.reward == pytest.approx(0.9 - 0.3 * last.shift, abs=1e-5)
+
+
+def test_a_run_does_not_say_what_is_imported(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage.json may be someone else's. Without the flag, all is shown that takes no score."""
+    (tmp_path / "planted.py").write_text("open('executed', 'w')\ndef f(prompts, responses): return [0.5]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    set_options(run_dir, reward="planted:f")
+    microscope = Microscope(run_dir)
+    view = microscope.look(PROMPTS[0], Response("one two", True))
+    assert not (tmp_path / "executed").exists()
+    assert "--reward planted:f runs it, if you trust this run." in microscope.note
+    *before, last = view.tokens
+    assert math.isnan(view.score) and math.isnan(last.reward) and math.isnan(last.advantage)
+    assert all(math.isfinite(token.reward) for token in before) and all(math.isfinite(t.kl) for t in view.tokens)
+    with pytest.raises(UserError, match=r"--reward planted:g is not what this run's PPO was trained on, planted:f: "):
+        Microscope(run_dir, reward="planted:g")
+    assert not (tmp_path / "executed").exists()
+
+    allowed = Microscope(run_dir, reward="planted:f")
+    assert allowed.note == "" and allowed.look(PROMPTS[0], Response("one two", True)).score == 0.5
+    assert (tmp_path / "executed").exists()
+
+
+def test_options_that_are_not_ppos_are_one_sentence(run_dir: Path) -> None:
+    path = run_dir / "ppo" / "stage.json"
+    info = json.loads(path.read_text())
+    for change in ({"reward": 3}, {"kl_coef": "much"}, {"gamma": None}):
+        path.write_text(json.dumps(info | {"options": info["options"] | change}))
+        with pytest.raises(UserError, match=r"stage.json lacks PPO's options"):
+            Microscope(run_dir)
 
 
 def test_every_measure_is_a_number_of_a_token() -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from rlhf_mini.core.console import UserError
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Cache, Rows
 
@@ -92,9 +93,23 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert torch.equal(model(IDS.unsqueeze(0)).logits, expected)
 
 
-def test_a_sliding_window_is_refused() -> None:
-    """It would attend to more than it was trained with, and nobody would notice."""
-    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=2)).eval()
+@pytest.mark.parametrize(
+    ("model_type", "config", "sentence"),
+    [
+        ("mistral", {"sliding_window": 2}, "the architecture mistral attends within a sliding window, which"),
+        ("gemma2", {}, "the architecture gemma2 attends within a sliding window, which"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, "the architecture gemma2 caps its attention logits, which"),
+        ("mamba", {}, "the architecture mamba does not take its attention from transformers' attention interface"),
+        ("mpt", {}, "the architecture mpt does not take its attention from transformers' attention interface"),
+    ],
+)
+def test_an_architecture_that_would_be_computed_wrongly_is_refused(
+    model_type: str, config: dict[str, Any], sentence: str
+) -> None:
+    """It would attend to more than it was trained with, or from row to row, and nobody would notice."""
+    sizes = dict(vocab_size=64, d_model=32, n_layers=2, n_heads=4, max_seq_len=64) if model_type == "mpt" else SMALL
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **config)).eval()
     rows = Rows(LENGTHS)
-    with pytest.raises(ValueError, match="sliding window"), forward_pass(model) as forward:
+    with pytest.raises(UserError) as refused, forward_pass(model) as forward:
         forward(IDS, rows)
+    assert str(refused.value).startswith(sentence) and str(refused.value).endswith("such as GPT-2, Llama or Qwen 2")

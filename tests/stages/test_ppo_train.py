@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ppo_batch
 import pytest
 import torch
@@ -421,6 +422,39 @@ def test_a_function_as_the_reward_needs_no_reward_model(runs: Path) -> None:
             load_models(sft, None, options_for(runs, reward=f"test_ppo_train:{name}")).reward(prompts, responses)
 
 
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (lambda: None, "must return a list of 2 numbers, one for each response, not None"),
+        (lambda: 1.0, "one for each response, not 1.0"),
+        (lambda: "12", "one for each response, not '12'"),
+        (lambda: ["1", "2"], r"one for each response, not \['1', '2'\]"),
+        (lambda: [[1.0], [2.0]], r"not \[\[1.0\], \[2.0\]\]"),
+        (lambda: [None, 1.0], r"not \[None, 1.0\]"),
+        (lambda: {0: 1.0, 1: 2.0}, "one for each response, not {0: 1.0, 1: 2.0}"),
+        (lambda: torch.zeros(2, 2), r"not a Tensor of shape \(2, 2\)"),
+        (lambda: torch.zeros(2, 1), r"not a Tensor of shape \(2, 1\)"),
+        (lambda: np.zeros(()), r"not a ndarray of shape \(\)"),
+        (lambda: list(torch.zeros(2, 2)), "one for each response, not "),
+        (lambda: torch.zeros(3), "returned 3 numbers for 2 responses"),
+        (lambda: [10**400, 1], "not finite"),
+        (lambda: 1 / 0, r"failed with a ZeroDivisionError in line \d+ of .*\.py \(division by zero\); correct it"),
+    ],
+)
+def test_a_reward_that_returns_no_numbers_is_one_sentence(returned: Callable[[], Any], says: str) -> None:
+    reward = rewards.of_function(lambda prompts, responses: returned(), "mine:f")
+    with pytest.raises(UserError, match=f"^--reward mine:f .*{says}"):
+        reward([EncodedPrompt([], [])] * 2, [Response("a", True), Response("b", False)])
+
+
+def test_a_reward_may_return_any_row_of_numbers() -> None:
+    rows: list[Any] = [[1, 0.5], (1, 0.5), np.array([1, 0.5]), torch.tensor([1, 0.5]), [True, np.float32(0.5)]]
+    given = iter(rows)
+    reward = rewards.of_function(lambda prompts, responses: next(given), "mine:f")
+    for _ in rows:
+        assert reward([EncodedPrompt([], [])] * 2, [Response("a", True), Response("b", False)]) == [1.0, 0.5]
+
+
 def test_the_examples_of_rewards() -> None:
     texts = ["", "one two three four five", "I am happy."]
     assert rewards.short(messages(3), texts) == [1.0, 0.75, 0.85]
@@ -614,6 +648,10 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(runs: Path) -> No
         (["--device", "gpu"], "--device must be 'cpu' or 'auto', not 'gpu'"),
         (["--temperature", "nan"], "--temperature must be a finite number, not nan"),
         (["--snapshot_steps", "2"], "--snapshot_steps needs --save_steps 0"),
+        (
+            ["--kl_target", "6", "--kl_horizon", "25", "--episodes", "128"],
+            "--kl_horizon (25) must be more than a fifth of --episodes (128)",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

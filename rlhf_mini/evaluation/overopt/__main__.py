@@ -23,17 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, versions
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, locked, versions
 from rlhf_mini.core.console import UserError, console, run, track
 from rlhf_mini.core.examples import read_prompts
-from rlhf_mini.core.files import plain, sha256, write_json
-from rlhf_mini.core.options import RunOptions, command_line, option, options, parse_options
+from rlhf_mini.core.files import is_number, plain, sha256, write_json
+from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.overopt import curves
 from rlhf_mini.evaluation.schema import Point, Scenario, Study, Training, read
 from rlhf_mini.evaluation.tables import cells, decimal, grid
 from rlhf_mini.world.knowledge import data_sha256
+from stages.ppo.options import PPOOptions
 
 if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should not wait
     from rlhf_mini.evaluation.overopt.measure import Measurer
@@ -46,7 +47,7 @@ class OveroptOptions(RunOptions):
     """Options of `python -m rlhf_mini.evaluation.overopt`."""
 
     out: str = option("", "Where the results go (default: RUNS_DIR/RUN/overopt.json).")
-    seed: NonNegativeInt = option(0, "Seed of the trainings and of the responses.")
+    seed: Seed = option(0, "Seed of the trainings and of the responses.")
 
     split: str = option("data/prompts/test.jsonl", "JSONL of prompts that SFT, RM and PPO did not train on.")
     num_prompts: PositiveInt = option(128, "Use only the first NUM_PROMPTS of them.")
@@ -67,9 +68,11 @@ class OveroptOptions(RunOptions):
         if self.snapshot_steps > self.updates:
             raise UserError(f"--snapshot_steps ({self.snapshot_steps}) must not exceed --updates ({self.updates})")
         try:
-            self.coefficients()
+            valid = all(is_number(kl_coef) and kl_coef >= 0 for kl_coef in self.coefficients())
         except ValueError:
-            raise UserError(f"--kl_coefs must be comma-separated numbers, not {self.kl_coefs!r}") from None
+            valid = False
+        if not valid:
+            raise UserError(f"--kl_coefs must be comma-separated numbers from 0 upwards, not {self.kl_coefs!r}")
 
     def coefficients(self) -> list[float]:
         return [float(number) for number in self.kl_coefs.split(",")]
@@ -109,7 +112,12 @@ def main() -> None:
 
 
 def study(options: OveroptOptions, command: str) -> None:
-    """Trains, measures, prints and writes runs/<run>/overopt.json."""
+    """Trains, measures, prints and writes runs/<run>/overopt.json. UserError if another process is at it."""
+    with locked(options.folder):
+        _study(options, command)
+
+
+def _study(options: OveroptOptions, command: str) -> None:
     sft = load_checkpoint(options.run_dir / "sft", "sft")
     rm = load_checkpoint(options.run_dir / "rm", "rm", of=sft)
     ppo = load_checkpoint(options.run_dir / "ppo", "ppo", of=rm)
@@ -143,6 +151,7 @@ def study(options: OveroptOptions, command: str) -> None:
         "sft_sha256": sft.sha256,
         "rm_sha256": rm.sha256,
         "ppo_sha256": ppo.sha256,
+        **{f"{one.stage}_files_sha256": one.files_sha256 for one in (sft, rm, ppo)},
         "split_sha256": sha256(Path(options.split)),
         "data_sha256": data_sha256(),
         "versions": versions(),
@@ -214,14 +223,15 @@ def train_and_measure(
     """The points of one PPO training. Its options are those of the run's own PPO except for the ones stated here."""
     run_name = f"{proxy.name}-kl{kl_coef:g}"
     kept = options.folder / f"{run_name}.json"
-    settings = ppo.info["options"] | dict(
+    of_ppo = {key: value for key, value in ppo.info["options"].items() if key in PPOOptions.__dataclass_fields__}
+    settings = of_ppo | dict(
         reward=str(proxy.rm.path), kl_coef=kl_coef, kl_target=0.0, updates=options.updates, on_collapse="warn",
         save_steps=0, snapshot_steps=options.snapshot_steps, evaluation_prompts=8, seed=options.seed,
     )  # fmt: skip
-    del settings["run"], settings["runs_dir"]
+    settings = {key: value for key, value in settings.items() if key not in ("run", "runs_dir")}
     measured_on = {key: getattr(options, key) for key in ("num_prompts", "best_of", "responses", "seed")}
     key = {
-        "settings": settings, "measured_on": measured_on, "sft": sft.sha256, "rm": proxy.rm.sha256,
+        "settings": settings, "measured_on": measured_on, "sft": sft.sha256, "rm": proxy.rm.files_sha256,
         "prompts": [sha256(Path(path)) for path in (options.split, settings["prompts"])],
         "data": data_sha256(), "versions": versions(), "threads": measurer.threads,
     }  # fmt: skip
