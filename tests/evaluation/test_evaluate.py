@@ -14,7 +14,7 @@ import torch
 from conftest import PROMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
+from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.core.files import plain, write_jsonl
@@ -239,7 +239,7 @@ def another_seed(options: EvaluateOptions, **changed: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(first / "ppo")
     with torch.no_grad():
         model.transformer.wte.weight.mul_(1.1)
-    parents = [Checkpoint(Path(p["path"]), p["stage"], p["sha256"], {}) for p in ppo.info["parents"]]
+    parents = [load_checkpoint(parent["path"], parent["stage"]) for parent in ppo.info["parents"]]
     with writing(second, "ppo") as folder:
         save_checkpoint(
             folder, stage="ppo", model=model, tokenizer=AutoTokenizer.from_pretrained(first / "ppo"),

@@ -152,7 +152,7 @@ def test_a_training_that_fails_is_one_sentence(tmp_path: Path) -> None:
     [
         (["--best_of", "1"], "--best_of must be at least 2, not 1"),
         (["--best_of", "257"], "--best_of must be at most 256, not 257"),
-        (["--kl_coefs", "0.1;0"], "--kl_coefs must be comma-separated numbers, not '0.1;0'"),
+        (["--kl_coefs", "0.1;0"], "--kl_coefs must be comma-separated numbers from 0 upwards, not '0.1;0'"),
         (["--updates", "0"], "--updates must be greater than 0, not 0"),
         (["--snapshot_steps", "200"], "--snapshot_steps (200) must not exceed --updates (120)"),
     ],

@@ -440,9 +440,9 @@ def test_a_reward_of_ones_own_is_told(copy: ReportOptions) -> None:
     stage.write_text(json.dumps(info | {"options": info["options"] | {"reward": "stages.ppo.rewards:short"}}))
     (copy.run_dir / "overopt.json").unlink()
     page = write_report(copy, "").read_text(encoding="utf-8")
-    assert "<code>--reward stages.ppo.rewards:short</code>, if you trust this run" in page and '"score":null' in page
+    assert "<code>--reward stages.ppo.rewards:short</code>, if you trust this run" in page
     page = write_report(replace(copy, reward="stages.ppo.rewards:short"), "").read_text(encoding="utf-8")
-    assert "if you trust this run" not in page and '"score":null' not in page
+    assert "if you trust this run" not in page
     assert "score, which PPO was not trained on, goes from" in page
     assert "PPO was not trained on the run's reward model" in page and "make overopt" not in page
 
