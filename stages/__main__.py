@@ -7,7 +7,6 @@ alone. One that is not is trained again with the options that it was made with, 
 import argparse
 import dataclasses
 import importlib
-import json
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_mini.core.console import console, run
+from rlhf_mini.core.files import read_json
 from rlhf_mini.core.inputs import changes, in_words, note_changes
 
 STAGES = ("sft", "rm", "ppo")
@@ -33,7 +33,7 @@ def main() -> None:
     options = ([] if given.seed is None else ["--seed", given.seed]) + others
     if not others and (folder / "stage.json").is_file():
         found = changes(folder)
-        info = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        info = read_json(folder / "stage.json")
         if given.seed in (None, str(info["seed"])):
             if not found:
                 console.print(f"{folder} is up to date")

@@ -6,7 +6,6 @@ times of the files say: a copied run stays finished, and a labeler who judges di
 
 import ast
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from rlhf_mini.core.checkpoints import WEIGHTS, files_sha256
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import sha256
+from rlhf_mini.core.files import read_json, sha256
 
 ROOT = Path(__file__).parents[2]
 FUNCTION = re.compile(r"([\w.]+):\w+")  # package.module:function, as options name it
@@ -97,13 +96,13 @@ def changes(folder: Path) -> list[str]:
     of this project.
     """
     try:
-        info = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        info = read_json(folder / "stage.json")
         parents = [
             (parent["stage"], Path(parent["path"]), parent.get("files_sha256", parent["sha256"]))
             for parent in info["parents"]
         ]
         made_from = dict(info.get("made_from") or {})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (UserError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}/stage.json was not written by this project: delete {folder}") from None
     if not made_from:
         return ["stage.json does not say what it was made from"]
@@ -122,9 +121,9 @@ def changes(folder: Path) -> list[str]:
 def _checksums(folder: Path) -> list[str]:
     """Those by which another stage.json may know a checkpoint: of all its files, and of its weights. [] without one."""
     try:
-        info = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        info = read_json(folder / "stage.json")
         return [files_sha256(info), info["sha256"][WEIGHTS]]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (UserError, TypeError, KeyError, AttributeError):
         return []
 
 

@@ -31,8 +31,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rlhf_mini.core.checkpoints import Checkpoint, versions
-from rlhf_mini.core.console import console
-from rlhf_mini.core.files import plain, remove, replacing
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.files import parse_object, plain, remove, replacing
 
 FORMAT = 3  # of the file; increase it when older code would misread it
 
@@ -124,7 +124,7 @@ class Resume:
             info, tensors = self._read()
         except FileNotFoundError:
             return None
-        except (SafetensorError, ValueError, KeyError):
+        except (SafetensorError, ValueError, KeyError, UserError):
             self._say(f"starts over because {self.path} is damaged or from another version of this project")
             return None
         saved = info["command"]
@@ -154,7 +154,13 @@ class Resume:
         for name, tensor in flat.items():
             group, _, rest = name.partition("/")
             tensors.setdefault(group, {})[rest] = tensor
-        return json.loads(metadata["info"]), tensors
+        info = parse_object(metadata["info"], self.path)
+        types: dict[str, Any] = {"command": dict, "step": int, "seconds": (int, float), "state": dict}
+        if not all(isinstance(info.get(key), kind) for key, kind in types.items()):
+            raise ValueError
+        if any(Path(name).name != name for name in tensors.get("files", {})):  # it would be written elsewhere
+            raise ValueError
+        return info, tensors
 
     def _say(self, message: str) -> None:
         console.print(f"{self.stage}: {message}", soft_wrap=True)

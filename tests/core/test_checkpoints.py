@@ -473,8 +473,8 @@ def test_a_stage_json_of_wrong_types(nano_base: Path, run_dir: Path, change: dic
 
 # --- many at once ----------------------------------------------------------------------------------------------------
 
-# Forks STARTS processes that all enter `writing` at the same moment. One that gets in waits until all others have
-# given up, so there is exactly one. Prints what each came to.
+# Forks processes that all enter `writing` at the same moment. One that gets in waits until all others have given up, so
+# there must be exactly one. Prints what each came to.
 CROWD = """
 import os, sys, time
 from pathlib import Path
@@ -490,7 +490,8 @@ for number in range(starts):
         try:
             with writing("runs/x", stage) as folder:
                 (folder / "stage.json").write_text(str(os.getpid()))
-                time.sleep(0.5 + starts / 500)
+                while not Path("all others gave up").exists():
+                    time.sleep(0.01)
                 if stage == "fails":
                     raise UserError("a fault of its own")
                 said = f"{stage} worked, {(folder / 'stage.json').read_text() == str(os.getpid())}"
@@ -502,7 +503,11 @@ for number in range(starts):
         os._exit(0)
 os.close(write)
 with open(read) as pipe:
-    sys.stdout.write(pipe.read())
+    for number in range(starts - len(stages)):
+        print(pipe.readline(), end="")
+    Path("all others gave up").touch()
+    print(pipe.read(), end="")
+    Path("all others gave up").unlink()
 """
 
 
@@ -531,12 +536,14 @@ def test_a_stage_that_fails_does_not_take_the_folder_from_one_that_starts(run_di
 
 
 def test_the_folder_of_a_run_may_vanish_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, taken = os.mkdir, []
+    real = os.mkdir
+    taken: list[Path] = []
 
     def mkdir(path: Any, *rest: Any) -> None:
         real(path, *rest)
         if Path(path).name == "x" and not taken:
-            taken.append(os.rmdir(path))
+            taken.append(Path(path))
+            os.rmdir(path)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     with pytest.raises(RuntimeError, match="is incomplete"), writing(tmp_path / "x", "sft") as folder:
