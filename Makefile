@@ -40,7 +40,7 @@ help:
 	@echo '  make chat      chat with base, SFT or PPO in the terminal                 0.5 GB'
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'
 	@echo
-	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    15-30 min, 1 GB'
+	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    45-90 min, 1 GB'
 	@echo '  make seeds     train and evaluate five seeds; writes docs/results.md      50-90 min, 1.1 GB'
 	@echo '  make base      rebuild the base and the judge in data from scratch        25-45 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge     5 s, 0.3 GB'
