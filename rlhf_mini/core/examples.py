@@ -39,8 +39,12 @@ Example = TypeVar("Example")
 # --- what an example is ----------------------------------------------------------------------------------------------
 
 
+def _has_half_a_pair(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)  # such as "\ud83d", which UTF-8 cannot encode
+
+
 def _is_unicode(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):  # such as "\ud83d", which UTF-8 cannot encode
+    if _has_half_a_pair(text):
         raise ValueError("holds half of a surrogate pair, which is not a character")
     return text
 
@@ -202,6 +206,8 @@ def _read(path: str | Path, adapter: TypeAdapter[Example]) -> list[Example]:
             if not isinstance(example, dict):
                 raise UserError(f"{path}:{number}: not a JSON object; each line must be one {{...}}")
             adapter.validate_python(example)
+            if b"\\u" in line and _has_half_a_pair(json.dumps(example, ensure_ascii=False)):
+                raise UserError(f"{path}:{number}: holds half of a surrogate pair, which is not a character")
         except UnicodeDecodeError:
             raise UserError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
         except ValidationError as fault:

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlhf_mini.core.checkpoints import Checkpoint, versions
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import parse_object, plain, remove, replacing
+from rlhf_mini.core.files import is_number, parse_object, plain, remove, replacing
 
 FORMAT = 3  # of the file; increase it when older code would misread it
 
@@ -155,8 +155,10 @@ class Resume:
             group, _, rest = name.partition("/")
             tensors.setdefault(group, {})[rest] = tensor
         info = parse_object(metadata["info"], self.path)
-        types: dict[str, Any] = {"command": dict, "step": int, "seconds": (int, float), "state": dict}
+        types = {"command": dict, "step": int, "state": dict}
         if not all(isinstance(info.get(key), kind) for key, kind in types.items()):
+            raise ValueError
+        if not is_number(info.get("seconds")):
             raise ValueError
         if any(Path(name).name != name for name in tensors.get("files", {})):  # it would be written elsewhere
             raise ValueError

@@ -129,7 +129,10 @@ def read_rows(run_dir: Path) -> list[Row]:
     rows = read_jsonl(run_dir / "compare.jsonl")
     if not rows:
         raise UserError(f"{run_dir} was not compared yet: {how_to(run_dir, 'compare')}")
-    if not all(row.get("prompt") and set(STAGES) <= set(row.get("stages", {})) for row in rows):
+    stages = [row.get("stages") for row in rows]
+    if not all(row.get("prompt") for row in rows) or not all(
+        isinstance(each, dict) and set(STAGES) <= set(each) for each in stages
+    ):
         raise UserError(f"{run_dir / 'compare.jsonl'} is damaged, or not written by this project: make it again")
     return rows
 

@@ -184,3 +184,11 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         read_prompts(tmp_path)
     with pytest.raises(UserError, match="is empty"):
         read_prompts(lines(tmp_path / "empty.jsonl", "", " ", ""))
+
+
+def test_a_key_that_is_not_validated_holds_unicode_too(tmp_path: Path) -> None:
+    """It would be written again, into rankings.jsonl for example."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": "a"}], "id": "\ud800"}))
+    with pytest.raises(UserError, match=r"prompts.jsonl:1: holds half of a surrogate pair"):
+        read_prompts(path)
