@@ -1,6 +1,6 @@
 """The picture in README: a prompt side by side and under the token microscope, from a report.
 
-    python -m benchmarks.screenshot runs/seed0/report.html --prompt test-00463 --out docs/report.png
+    python -m benchmarks.screenshot runs/seed0/report.html --prompt test-00829 --out docs/report.png
 
 Needs Chromium or Chrome.
 """

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rlhf_mini.core.checkpoints import read_stage_json
 from rlhf_mini.core.console import console, run
-from rlhf_mini.core.files import read_json
 from rlhf_mini.core.inputs import changes, in_words, note_changes
 
 STAGES = ("sft", "rm", "ppo")
@@ -33,7 +33,7 @@ def main() -> None:
     options = ([] if given.seed is None else ["--seed", given.seed]) + others
     if not others and (folder / "stage.json").is_file():
         found = changes(folder)
-        info = read_json(folder / "stage.json")
+        info = read_stage_json(folder)
         if given.seed in (None, str(info["seed"])):
             if not found:
                 console.print(f"{folder} is up to date")

@@ -2,11 +2,12 @@
 
 import ast
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from rlhf_mini.core.inputs import imported
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("sft", "rm", "ppo")
@@ -43,17 +44,6 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
-
-
-def imported(source: str, package: str) -> Iterator[str]:
-    """Every name that `source` imports, anywhere in it, with relative imports resolved against `package`."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (f"{base}.{alias.name}" for alias in node.names)  # `from stages import rm` imports stages.rm
 
 
 def package_of(name: str) -> str:

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 
 import rlhf_mini
 from rlhf_mini.core.console import UserError, printable
-from rlhf_mini.core.files import is_number, parse_object, plain, read_text, sha256
+from rlhf_mini.core.files import damaged, is_number, parse_object, plain, read_json, read_text, sha256
 
 FORMAT = 1  # of stage.json; increase it when older code would misread it
 WEIGHTS = "model.safetensors"
@@ -324,6 +324,27 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     return Checkpoint(path, stage, sums[WEIGHTS], info)
 
 
+def read_stage_json(folder: Path) -> dict[str, Any]:
+    """The content of the stage.json in `folder`, which nothing else is verified of; {} if there is none.
+
+    Raises:
+        UserError: it is damaged, or was not written by this project.
+    """
+    info = read_json(folder / "stage.json")
+    if info and not is_stage_json(info):
+        raise damaged(folder / "stage.json")
+    return info
+
+
+def known_by(info: dict[str, Any]) -> list[str]:
+    """The checksums by which the stage.json of another checkpoint may know the one with this stage.json.
+
+    That of all files comes first; older ones know the weights alone. [] if there are no weights.
+    """
+    weights = info.get("sha256", {}).get(WEIGHTS)
+    return [] if weights is None else [files_sha256(info), weights]
+
+
 def is_stage_json(info: dict[str, Any]) -> bool:
     """Whether the content of a stage.json is of the types that every command takes for granted."""
     types = {"stage": str, "seed": int, "options": dict, "metrics": dict, "sha256": dict, "parents": list}
@@ -332,7 +353,12 @@ def is_stage_json(info: dict[str, Any]) -> bool:
         and all(isinstance(info.get(key), kind) for key, kind in types.items())
         and all(is_number(info.get(key)) for key in ("seconds", "peak_memory_mb"))
         and isinstance(info.get("stopped", ""), str)
-        and all(isinstance(checksum, str) and "\0" not in name for name, checksum in info["sha256"].items())
+        and isinstance(info.get("made_from", {}), dict)
+        and all(
+            isinstance(checksum, str) and "\0" not in name
+            for files in (info["sha256"], info.get("made_from", {}))
+            for name, checksum in files.items()
+        )
         and all(
             isinstance(parent, dict) and all(isinstance(parent.get(key), str) for key in ("stage", "path", "sha256"))
             for parent in info["parents"]

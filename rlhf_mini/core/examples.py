@@ -31,7 +31,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.validation import sentence
+from rlhf_mini.core.validation import is_utf8, sentence
 
 Example = TypeVar("Example")
 
@@ -39,12 +39,8 @@ Example = TypeVar("Example")
 # --- what an example is ----------------------------------------------------------------------------------------------
 
 
-def _has_half_a_pair(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)  # such as "\ud83d", which UTF-8 cannot encode
-
-
 def _is_unicode(text: str) -> str:
-    if _has_half_a_pair(text):
+    if not is_utf8(text):
         raise ValueError("holds half of a surrogate pair, which is not a character")
     return text
 
@@ -99,7 +95,7 @@ class _Message(TypedDict):
 Messages = list[Annotated[dict[str, str], GetPydanticSchema(lambda _, handler: handler(_Message))]]
 
 
-def text_of(messages: Messages) -> str:
+def contents(messages: Messages) -> str:
     """What identifies a prompt: the contents of its messages, in which people may repeat a prompt under another id."""
     return "\n".join(message["content"] for message in messages)
 
@@ -206,7 +202,7 @@ def _read(path: str | Path, adapter: TypeAdapter[Example]) -> list[Example]:
             if not isinstance(example, dict):
                 raise UserError(f"{path}:{number}: not a JSON object; each line must be one {{...}}")
             adapter.validate_python(example)
-            if b"\\u" in line and _has_half_a_pair(json.dumps(example, ensure_ascii=False)):
+            if b"\\u" in line and not is_utf8(json.dumps(example, ensure_ascii=False)):
                 raise UserError(f"{path}:{number}: holds half of a surrogate pair, which is not a character")
         except UnicodeDecodeError:
             raise UserError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None

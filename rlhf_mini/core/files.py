@@ -18,6 +18,7 @@ from typing import IO, Annotated, Any, TextIO, TypeGuard
 from pydantic import BeforeValidator
 
 from rlhf_mini.core.console import UserError
+from rlhf_mini.core.validation import is_utf8
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float that may be NaN, which JSON has as null: `plain` writes it so, pydantic reads it back."""
@@ -119,8 +120,8 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
     """Parses a JSON object that was read from `path`. Raises UserError if `text` is anything else."""
     try:
         value = json.loads(text)
-        if "\\u" in text:  # half of a surrogate pair, which nothing here writes and no terminal or file takes
-            json.dumps(value, ensure_ascii=False).encode()
+        if "\\u" in text and not is_utf8(json.dumps(value, ensure_ascii=False)):  # which no terminal or file takes
+            value = None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -9,12 +9,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rlhf_mini.core.checkpoints import WEIGHTS, files_sha256
+from rlhf_mini.core.checkpoints import known_by, read_stage_json
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import read_json, sha256
+from rlhf_mini.core.files import sha256
 
 ROOT = Path(__file__).parents[2]
 FUNCTION = re.compile(r"([\w.]+):\w+")  # package.module:function, as options name it
@@ -44,11 +45,14 @@ def code_of(modules: Sequence[str]) -> dict[str, str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        path = _file_of(name)
-        if path is None or name in found:
+        if name in found:
             continue
-        found[name] = path
-        waiting += [*_imported(path, name), *([name.rpartition(".")[0]] if "." in name else [])]
+        package = name.rpartition(".")[0]
+        waiting += [package] if package else []  # also where `name` is a function in it
+        if path := _file_of(name):
+            found[name] = path
+            with suppress(SyntaxError, ValueError):  # its own import will say so
+                waiting += imported(path.read_bytes(), name if path.name == "__init__.py" else package)
     paths = [*found.values(), *(sorted((ROOT / KNOWLEDGE).rglob("*.yaml")) if KNOWLEDGE_READER in found else [])]
     return {_shown(path): sha256(path) for path in sorted(paths)}
 
@@ -63,22 +67,23 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
-def _imported(path: Path, module: str) -> Iterator[str]:
-    """Every name that a file imports, which may be a module or something in one."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # its own import will say so
-        return
-    for node in ast.walk(tree):
+def imported(source: str | bytes, package: str) -> Iterator[str]:
+    """Every name that Python source imports, anywhere in it: a module, or something in one.
+
+    Args:
+        package: that relative imports are resolved against.
+
+    Raises:
+        SyntaxError: it is not Python.
+    """
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")
             above = parts[: len(parts) - node.level + 1] if node.level else []
-            source = ".".join([*above, *([node.module] if node.module else [])])
-            yield source
-            yield from (f"{source}.{alias.name}" for alias in node.names)
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)  # `from stages import rm` imports stages.rm
 
 
 def _shown(path: Path) -> str:
@@ -96,14 +101,12 @@ def changes(folder: Path) -> list[str]:
     of this project.
     """
     try:
-        info = read_json(folder / "stage.json")
-        parents = [
-            (parent["stage"], Path(parent["path"]), parent.get("files_sha256", parent["sha256"]))
-            for parent in info["parents"]
-        ]
-        made_from = dict(info.get("made_from") or {})
-    except (UserError, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{folder}/stage.json was not written by this project: delete {folder}") from None
+        info = read_stage_json(folder)
+    except UserError:
+        info = {}
+    if not info:
+        raise UserError(f"{folder}/stage.json was not written by this project: delete {folder}")
+    made_from = info.get("made_from", {})
     if not made_from:
         return ["stage.json does not say what it was made from"]
     found = []
@@ -111,20 +114,14 @@ def changes(folder: Path) -> list[str]:
         path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
         if path is None or sha256(path) != then:
             found.append(f"{name} {'is gone' if path is None else 'has changed'}")
-    for stage, path, then in parents:
-        now = [*_checksums(folder.parent / stage), *_checksums(path)]  # a copied run has its own
-        if now and then not in now:
-            found.append(f"the {stage} that it was built on was trained again")
+    for parent in info["parents"]:
+        now = []
+        for place in (folder.parent / parent["stage"], Path(parent["path"])):  # a copied run has its own
+            with suppress(UserError):  # damaged
+                now += known_by(read_stage_json(place))
+        if now and parent.get("files_sha256", parent["sha256"]) not in now:
+            found.append(f"the {parent['stage']} that it was built on was trained again")
     return found
-
-
-def _checksums(folder: Path) -> list[str]:
-    """Those by which another stage.json may know a checkpoint: of all its files, and of its weights. [] without one."""
-    try:
-        info = read_json(folder / "stage.json")
-        return [files_sha256(info), info["sha256"][WEIGHTS]]
-    except (UserError, TypeError, KeyError, AttributeError):
-        return []
 
 
 def in_words(found: Sequence[str]) -> str:

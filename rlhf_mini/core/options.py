@@ -16,7 +16,8 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
@@ -26,7 +27,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rlhf_mini.core.console import UserError, printable
-from rlhf_mini.core.validation import sentence
+from rlhf_mini.core.validation import is_utf8, sentence
 
 T = TypeVar("T")
 
@@ -228,6 +229,17 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], function)
 
 
+@contextmanager
+def code_of_the_user(name: str) -> Iterator[None]:
+    """Turns whatever the user's own code raises in the block into a UserError that begins with `name`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as fault:
+        raise UserError(f"{name} failed with a {what_happened(fault)}") from None
+
+
 def what_happened(fault: BaseException) -> str:
     """A user's code has failed: "ZeroDivisionError in line 3 of mine.py (division by zero); correct it"."""
     if isinstance(fault, SyntaxError):
@@ -238,8 +250,3 @@ def what_happened(fault: BaseException) -> str:
     place = f" in line {line} of {file}" if file else ""
     said = f" ({' '.join(printable(message).split())})" if message else ""
     return f"{type(fault).__name__}{place}{said}; correct it"
-
-
-def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can encode it: it holds no half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_mini.core.bootstrap import interval, resampled_ratios
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Prompt, Response
-from rlhf_mini.core.options import load_function, what_happened
+from rlhf_mini.core.options import code_of_the_user, load_function
 
 # --- labelers --------------------------------------------------------------------------------------------------------
 
@@ -49,16 +49,13 @@ class CheckedLabeler:
     def check(self, example: Prompt) -> None:
         """Lets the labeler raise a UserError for a prompt that it cannot judge, if it can tell beforehand."""
         if check := getattr(self.labeler, "check", None):
-            check(example)
+            with code_of_the_user(f"the labeler {self.name}"):
+                check(example)
 
     def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
         """The labeler's ranks. UserError if it fails, or does not return a whole number from 1 for each response."""
-        try:
+        with code_of_the_user(f"the labeler {self.name}"):
             ranks = self.labeler.rank(example, responses)
-        except UserError:
-            raise
-        except Exception as fault:
-            raise UserError(f"the labeler {self.name} failed with a {what_happened(fault)}") from None
         whole = isinstance(ranks, list) and all(type(rank) is int and rank >= 1 for rank in ranks)
         if not whole or len(ranks) != len(responses):
             raise UserError(
@@ -68,30 +65,18 @@ class CheckedLabeler:
         return ranks
 
 
-def load_labelers(provider: str) -> list[Labeler]:
+def load_labelers(provider: str) -> list[CheckedLabeler]:
     """Calls the function named by `provider`, "package.module:function", which returns a list of labelers.
 
     Raises:
         UserError: there is no such function, or it returns anything else.
     """
     function = load_function(provider, "labelers")
-    try:
+    with code_of_the_user(f"labelers {provider!r}"):
         labelers = function()
-    except UserError:
-        raise
-    except Exception as fault:
-        raise UserError(f"labelers {provider!r} failed with a {what_happened(fault)}") from None
     if not isinstance(labelers, list) or not labelers or not all(isinstance(each, Labeler) for each in labelers):
         raise UserError(f"labelers {provider!r} must be a function that returns a list of objects with name and rank()")
     return [CheckedLabeler(each) for each in labelers]
-
-
-def check_judgeable(labelers: Sequence[Labeler], prompts: Sequence[Prompt]) -> None:
-    """Lets labelers that can tell beforehand, by a method `check`, raise a UserError for a prompt they cannot judge."""
-    for labeler in labelers:
-        if check := getattr(labeler, "check", None):
-            for prompt in prompts:
-                check(prompt)
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

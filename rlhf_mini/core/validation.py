@@ -25,6 +25,11 @@ _SENTENCES = {
 _BOUNDS = ("gt", "ge", "lt", "le")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode it: it holds no half of a surrogate pair, such as "\ud83d"."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def sentence(fault: ErrorDetails, name: str) -> str:
     """Says what `name` must be and what it is, such as "--k must be at most 9, not 12".
 

@@ -24,11 +24,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_mini.core.checkpoints import how_to_make
+from rlhf_mini.core.checkpoints import how_to_make, known_by, read_stage_json
 from rlhf_mini.core.console import console, printable, run
 from rlhf_mini.doctor import checks
 from rlhf_mini.doctor.checks import Finding
-from rlhf_mini.doctor.outputs import StageOutput, finished_sha256, read_comparison, read_stage
+from rlhf_mini.doctor.outputs import StageOutput, read_comparison, read_stage
 from rlhf_mini.evaluation.runs import tool_command
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "todo": "dim"}
@@ -87,7 +87,7 @@ def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
 
 def check_parent(stage: str, output: StageOutput, parent: str, run_dir: Path) -> Finding | None:
     """Whether `stage` was trained from the `parent` checkpoint that is in the run now."""
-    used, now = output.built_on(parent), finished_sha256(run_dir, parent)
+    used, now = output.built_on(parent), known_by(read_stage_json(run_dir / parent))
     current = next((checksum for checksum in now if checksum in used), now[0] if now else None)
     return checks.same_checkpoint(parent, used, current, how_to_make(output.path, stage))
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from rlhf_mini.core.bootstrap import Estimate
-from rlhf_mini.core.checkpoints import WEIGHTS, files_sha256, is_stage_json
+from rlhf_mini.core.checkpoints import WEIGHTS, read_stage_json
 from rlhf_mini.core.files import damaged, is_number, parse_object, read_json, read_text
 
 
@@ -60,7 +60,7 @@ class StageOutput:
     @property
     def sha256(self) -> str | None:
         """Checksum of the weights. None until they are saved."""
-        return _weights_sha256(self.info)
+        return cast(str | None, self.info.get("sha256", {}).get(WEIGHTS))
 
     def built_on(self, stage: str) -> list[str]:
         """Checksums of the checkpoints of `stage` that this one was trained from: of all files, or of the weights."""
@@ -85,9 +85,7 @@ def _read_stage(run_dir: Path, stage: str) -> StageOutput | None:
     if not files:
         return None
     folder = max(files, key=lambda path: path.stat().st_mtime).parent
-    info, lines = read_json(folder / "stage.json"), []
-    if info and not is_stage_json(info):
-        raise damaged(folder / "stage.json")
+    info, lines = read_stage_json(folder), []
     if (folder / "metrics.jsonl").is_file():
         text = read_text(folder / "metrics.jsonl")
         complete = text[: text.rfind("\n") + 1]  # the stage may be writing the last line right now
@@ -96,19 +94,6 @@ def _read_stage(run_dir: Path, stage: str) -> StageOutput | None:
         last = info.get("metrics", {}).items()
         lines.append({name: value for name, value in last if name.startswith(("objective/", "response/"))})
     return StageOutput(folder, info, lines)
-
-
-def finished_sha256(run_dir: Path, stage: str) -> list[str]:
-    """Checksums of all files and of the weights in the run's finished checkpoint of `stage`. [] if there is none."""
-    info = read_json(run_dir / stage / "stage.json")
-    if info and not is_stage_json(info):
-        raise damaged(run_dir / stage / "stage.json")
-    weights = _weights_sha256(info)
-    return [] if weights is None else [files_sha256(info), weights]
-
-
-def _weights_sha256(info: dict[str, Any]) -> str | None:
-    return cast(str | None, info.get("sha256", {}).get(WEIGHTS))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, s
 
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import console, run, track
-from rlhf_mini.core.examples import Prompt, read_prompts
+from rlhf_mini.core.examples import Prompt, contents, read_prompts
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.options import parse_seed
 from rlhf_mini.models.sampling import sample
@@ -204,7 +204,7 @@ def gold_on_instructions(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Prompt]
 ) -> float:
     """Mean gold score of the base's continuations of bare instructions, without a chat template."""
-    texts = ["\n".join(m["content"] for m in example["prompt"]) + "\n" for example in examples]
+    texts = [contents(example["prompt"]) + "\n" for example in examples]
     answers = complete(model, tokenizer, texts, max_new_tokens=48, temperature=1.0)
     scores = [
         judge(example["check"], example["prompt"], text, ended).score

@@ -34,7 +34,7 @@ from itertools import groupby
 from typing import Any
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.examples import Messages, read_prompts
+from rlhf_mini.core.examples import Messages, contents, read_prompts
 from rlhf_mini.world.knowledge import DATA, NUMBERS, Fact, Knowledge, has, has_any, load, pattern
 from rlhf_mini.world.language import copied, fluency, kind_of, plain, words
 
@@ -97,7 +97,7 @@ def _judge(check_json: str, prompt_json: str, response: str, ended: bool) -> Gol
     prompt: Messages = json.loads(prompt_json)
     knowledge = load()
     body = _body(response, knowledge)
-    conversation = _text(prompt)
+    conversation = contents(prompt)
     asked = prompt[-1]["content"]
     results = {key: _requirement(key, value, body, asked, knowledge) for key, value in check.items()}
     met = {key: task for key, (task, _) in results.items() if task is not None}
@@ -129,7 +129,7 @@ def reward(prompts: list[Messages], responses: list[str]) -> list[float]:
     checks = _checks()
     try:
         pairs = zip(prompts, responses, strict=True)
-        return [judge(checks[_text(prompt)], prompt, response).score for prompt, response in pairs]
+        return [judge(checks[contents(prompt)], prompt, response).score for prompt, response in pairs]
     except KeyError as unknown:
         raise UserError(f"no prompt in data/prompts reads {unknown}, so it has no gold score") from None
 
@@ -138,11 +138,7 @@ def reward(prompts: list[Messages], responses: list[str]) -> list[float]:
 def _checks() -> dict[str, dict[str, Any]]:
     """The check of every prompt in data/prompts, by the prompt's text."""
     examples = [example for path in sorted((DATA / "prompts").glob("*.jsonl")) for example in read_prompts(path)]
-    return {_text(example["prompt"]): example["check"] for example in examples if "check" in example}
-
-
-def _text(prompt: Messages) -> str:
-    return "\n".join(message["content"] for message in prompt)
+    return {contents(example["prompt"]): example["check"] for example in examples if "check" in example}
 
 
 def split_sentences(text: str) -> list[str]:
@@ -210,10 +206,10 @@ def _language(body: str, response: str, check: dict[str, Any], prompt: Messages)
     if kind == "fact":
         kind = f"fact/{load().facts[check['fact']].relation.key}"
     # Refusals do harm in one sentence; of other answers, a slip in one of them costs less.
-    shares = [fluency(part, kind, _text(prompt)) for part in (sentences if kind == "decline" else [body])]
+    shares = [fluency(part, kind, contents(prompt)) for part in (sentences if kind == "decline" else [body])]
     share = min(shares, default=0.0)
     if kind == "reply":  # its courtesies may be the reply
-        share = max(share, fluency(response, kind, _text(prompt)))
+        share = max(share, fluency(response, kind, contents(prompt)))
     return min(1.0, max(0.0, (share - BROKEN) / (FLUENT - BROKEN))) * min(1.0, TWICE / _insistence(body))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_mini.core.examples import Messages, Prompt
+from rlhf_mini.core.examples import Messages, Prompt, contents
 from rlhf_mini.world.knowledge import NUMBERS, Fact, Knowledge, fix_articles, has_any, portion
 
 # Percentage of each use case among the prompts (Ouyang et al. 2022, table 1). They add up to 99.9; `choices` rescales.
@@ -496,7 +496,7 @@ def windows(items: Sequence[str], n: int) -> list[list[str]]:
 
 def text_of(prompt: Messages) -> str:
     """What tells two prompts apart: their words, without case."""
-    return "\n".join(message["content"].lower() for message in prompt)
+    return contents(prompt).lower()
 
 
 def user(content: str) -> Messages:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Response
-from rlhf_mini.core.options import what_happened
+from rlhf_mini.core.options import code_of_the_user
 from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import EncodedPrompt
 
@@ -32,13 +32,9 @@ def of_function(function: Callable[[list[Messages], list[str]], Sequence[float]]
 
     def reward(prompts: Sequence[EncodedPrompt], responses: Sequence[Response]) -> list[float]:
         texts = [response.text for response in responses]
-        try:
+        with code_of_the_user(f"--reward {name}"):
             returned = function([prompt.messages for prompt in prompts], texts)
             scores = as_numbers(returned)
-        except UserError:
-            raise
-        except Exception as fault:
-            raise UserError(f"--reward {name} failed with a {what_happened(fault)}") from None
         if scores is None:
             raise UserError(
                 f"--reward {name} must return a list of {len(responses)} numbers, one for each response, "

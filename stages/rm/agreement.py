@@ -4,7 +4,7 @@ InstructGPT's reward models agreed with 72.4 % of the training labelers' compari
 The labelers agreed among themselves on 72.6 % and 77.3 % (Ouyang et al. 2022, sections 3.4 and 4.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TypedDict
 
@@ -54,7 +54,7 @@ def simulated_evaluation(
     scores: Sequence[Sequence[float]],
     prompts: Sequence[Prompt],
     groups: Sequence[Sequence[Response]],
-    labelers: dict[str, list[Labeler]],
+    labelers: Mapping[str, Sequence[Labeler]],
 ) -> dict[str, Share]:
     """Compares the reward model and the labelers on the same responses.
 

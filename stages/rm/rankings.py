@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Prompt, Ranking, Response, text_of
+from rlhf_mini.core.examples import Prompt, Ranking, Response, contents
 from rlhf_mini.core.rankings import Labeler, pairs
 from rlhf_mini.models.text import context_length, encode_prompts, encode_response
 
@@ -77,7 +77,7 @@ def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[l
     Raises:
         UserError: there is only one prompt.
     """
-    texts = [text_of(ranking["prompt"]) for ranking in rankings]
+    texts = [contents(ranking["prompt"]) for ranking in rankings]
     prompts = list(dict.fromkeys(texts))
     if len(prompts) < 2:
         raise UserError(

@@ -44,7 +44,6 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
-    Prompt,
     Ranking,
     Response,
     read_demonstrations,
@@ -54,7 +53,7 @@ from rlhf_mini.core.examples import (
 )
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.inputs import inputs_of
-from rlhf_mini.core.rankings import Labeler, check_judgeable, load_labelers, pairs
+from rlhf_mini.core.rankings import load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
@@ -92,7 +91,18 @@ def train_rm(options: RMOptions) -> None:
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
     people_ranked = ordered(read_rankings(options.rankings)) if options.rankings else []
     normalizing = drawn(demonstrations, options)
-    check_inputs(sft_model, tokenizer, prompts, validation, people_ranked, normalizing, labelers["training"], options)
+    encoded, encoded_validation = (
+        encode_prompts(tokenizer, [example["prompt"] for example in examples]) for examples in (prompts, validation)
+    )
+
+    # What would end the stage later ends it here: what is too long, or no labeler can judge.
+    for some in (encoded, encoded_validation):
+        check_prompt_lengths(sft_model, some, options.max_new_tokens)
+    encode(sft_model, tokenizer, people_ranked)
+    encode_demonstrations(sft_model, tokenizer, normalizing, options.demonstrations)
+    for labeler in labelers["training"]:
+        for prompt in prompts:
+            labeler.check(prompt)
 
     files = [options.rankings or options.prompts, options.validation, options.demonstrations]
     files += [options.content] if options.content else []
@@ -111,7 +121,6 @@ def train_rm(options: RMOptions) -> None:
         elif saved:
             rankings = read_rankings(folder / "rankings.jsonl")
         else:
-            encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
             models = Models(sft_model, language_model(base), language_model(ppo))
             groups = collect(models, tokenizer, prompts, encoded, options)
             rankings = rank(prompts, groups, labelers["training"], options.seed)
@@ -157,16 +166,15 @@ def train_rm(options: RMOptions) -> None:
         # 4. Does it order responses as labelers do?
         shares: dict[str, Share] = {}
         if held_out:
-            encoded = encode_prompts(tokenizer, [ranking["prompt"] for ranking in held_out])
+            asked = encode_prompts(tokenizer, [ranking["prompt"] for ranking in held_out])
             groups = [as_responses(ranking) for ranking in held_out]
-            shares |= rankings_evaluation(score_groups(reward_model, tokenizer, encoded, groups), held_out)
-        encoded = encode_prompts(tokenizer, [example["prompt"] for example in validation])
+            shares |= rankings_evaluation(score_groups(reward_model, tokenizer, asked, groups), held_out)
         sampled = sample_groups(
-            sft_model, tokenizer, encoded, VALIDATION_SAMPLES, options, options.seed + 1,
+            sft_model, tokenizer, encoded_validation, VALIDATION_SAMPLES, options, options.seed + 1,
             description="rm: sampling for validation",
         )  # fmt: skip
         groups = [distinct(group) for group in sampled]
-        scores = score_groups(reward_model, tokenizer, encoded, groups)
+        scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
         shares |= simulated_evaluation(scores, validation, groups, labelers)
 
         # 5. Does it read what is said, where the manners are the same?
@@ -206,20 +214,6 @@ def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
-
-
-def check_inputs(
-    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], validation: Sequence[Prompt],
-    rankings: Sequence[Ranking], demonstrations: Sequence[Demonstration], labelers: Sequence[Labeler],
-    options: RMOptions,
-) -> None:  # fmt: skip
-    """Raises a UserError for whatever would end the stage later: what is too long, or no labeler can judge."""
-    for examples in (prompts, validation):
-        encoded = encode_prompts(tokenizer, [example["prompt"] for example in examples])
-        check_prompt_lengths(model, encoded, options.max_new_tokens)
-    encode(model, tokenizer, rankings)
-    encode_demonstrations(model, tokenizer, demonstrations, options.demonstrations)
-    check_judgeable(labelers, prompts)
 
 
 def first(examples: list[T], number: int) -> list[T]:

@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Demonstration, read_demonstrations, read_texts, text_of
+from rlhf_mini.core.examples import Demonstration, contents, read_demonstrations, read_texts
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, command_of
@@ -174,15 +174,15 @@ def split(
         UserError: there is only one prompt.
     """
     shuffled = random.Random(seed).sample(demonstrations, len(demonstrations))
-    prompts = list(dict.fromkeys(text_of(each["prompt"]) for each in shuffled))
+    prompts = list(dict.fromkeys(contents(each["prompt"]) for each in shuffled))
     if len(prompts) < 2:
         raise UserError(
             "the demonstrations are all of one prompt: add some of another, one prompt is held out to measure the "
             "validation loss"
         )
     chosen = set(prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
-    held_out = [each for each in shuffled if text_of(each["prompt"]) in chosen]
-    return [each for each in shuffled if text_of(each["prompt"]) not in chosen], held_out
+    held_out = [each for each in shuffled if contents(each["prompt"]) in chosen]
+    return [each for each in shuffled if contents(each["prompt"]) not in chosen], held_out
 
 
 def pretraining_texts(

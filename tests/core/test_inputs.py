@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rlhf_mini.core import inputs
+from rlhf_mini.core.checkpoints import FORMAT
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import sha256
 from rlhf_mini.core.inputs import changes, code_of, inputs_of
@@ -75,7 +76,10 @@ def test_modules_of_the_users_own_are_followed(tmp_path: Path, monkeypatch: pyte
 def checkpoint(folder: Path, seed: int = 0, options: dict[str, Any] | None = None, **info: Any) -> Path:
     folder.mkdir(parents=True)
     weights = {"model.safetensors": folder.name + str(seed)}
-    content = {"seed": seed, "options": options or {}, "parents": [], "sha256": weights, **info}
+    content = {
+        "format": FORMAT, "stage": folder.name, "seed": seed, "options": options or {}, "metrics": {}, "seconds": 1,
+        "peak_memory_mb": 1, "sha256": weights, "parents": [], **info,
+    }  # fmt: skip
     (folder / "stage.json").write_text(json.dumps(content))
     return folder
 
@@ -176,8 +180,12 @@ def test_make_trains_nothing_finished_that_is_not_named(project: Path) -> None:
         Path(name).touch()
     checkpoint(Path("runs/a/ppo"))
 
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
     def planned(*arguments: str) -> list[str]:
-        made = subprocess.run(["make", "-n", *arguments], capture_output=True, text=True, check=True)
+        # Under `make test`, make would also say which folder it enters, and take options and variables of that one.
+        command = ["make", "-n", *arguments]
+        made = subprocess.run(command, capture_output=True, text=True, check=True, env=outside)
         return [line.removeprefix(".venv/bin/python -m ") for line in made.stdout.splitlines()]
 
     for time in (0, 2**31):  # the older a file and the newer, whatever a copy did to their times

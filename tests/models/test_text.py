@@ -124,13 +124,14 @@ UNUSABLE = {
 
 
 def spoil(checkpoint: Path, template: str | None) -> None:
-    """Gives a checkpoint another chat template, and stage.json its checksum."""
+    """Gives a checkpoint another chat template, as if it had been made with it before such a template was refused."""
     path, info = checkpoint / "chat_template.jinja", json.loads((checkpoint / "stage.json").read_text())
     path.unlink()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(checkpoint)
     info["sha256"] = {name: sum_ for name, sum_ in info["sha256"].items() if "token" not in name and "chat" not in name}
+    info["parents"] = [{key: parent[key] for key in ("stage", "path", "sha256")} for parent in info["parents"]]
     (checkpoint / "stage.json").write_text(json.dumps(info))
 
 

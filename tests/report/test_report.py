@@ -525,8 +525,9 @@ def test_mistakes_as_a_user_makes_them(_nano_base: Path, arguments: list[str], s
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser tests")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next(filter(None, map(shutil.which, names)), None)
+    from benchmarks.screenshot import BROWSERS
+
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found:
         pytest.skip("no Chromium on this machine: no browser tests")
     with playwright.sync_playwright() as started:
