@@ -62,7 +62,7 @@ def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
     kl, lengths = ppo.series("objective/kl"), ppo.series("response/length")
     # Older runs did not log the entropy of the responses; that of the distributions is close to it.
     of_responses = ppo.series("objective/entropy")
-    entropy = [e / n for e, n in zip(of_responses, lengths, strict=False)] or ppo.series("policy/entropy")
+    entropy = [e / n for e, n in zip(of_responses, lengths, strict=False) if n > 0] or ppo.series("policy/entropy")
     scores, stds = ppo.series("objective/scores"), ppo.series("objective/scores_std")
     # `compare` scores with the run's reward model, which says nothing about a PPO run with another reward.
     uses_rm = not ppo.option("reward", "")

@@ -305,7 +305,7 @@ def eos_rate(rates: Sequence[float]) -> Finding | None:
 
 def response_length(lengths: Sequence[float]) -> Finding | None:
     """`lengths` in tokens."""
-    if len(lengths) < 2:
+    if len(lengths) < 2 or lengths[0] <= 0:
         return None
     ratio = final(lengths) / lengths[0]
     bounds = f"{MIN_LENGTH_RATIO:.2f} to {MAX_LENGTH_RATIO} times"

@@ -147,6 +147,8 @@ class Microscope:
         ids = response_ids(tokenizer, response)
         if not ids:
             raise ValueError("this response has no token to look at")
+        if not all(0 <= token < self.policy.config.vocab_size for token in ids):
+            raise UserError("a response has tokens that the model does not have: compare the run again")
         rows, targets = Rows([len(ids)]), torch.tensor(ids).unsqueeze(1)  # (R, 1)
 
         distribution = self._log_distribution(self.policy, encoded.ids, ids)  # (R, V)

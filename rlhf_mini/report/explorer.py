@@ -10,7 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar
+
+from annotated_types import MinLen
+from pydantic import AfterValidator
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from rlhf_mini.core.console import console, track
 from rlhf_mini.core.examples import Messages, Response
@@ -22,7 +26,50 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds; mistakes on the comm
     from rlhf_mini.evaluation.microscope import Microscope
 
 T = TypeVar("T")
-Row = dict[str, Any]  # a line of compare.jsonl
+
+
+def _of_all_stages(answers: dict[str, Any]) -> dict[str, Any]:
+    if not set(STAGES) <= answers.keys():
+        raise ValueError("lacks a stage")
+    return answers
+
+
+Row = dict[str, Any]  # a line of compare.jsonl, with the keys of `RowKeys`
+
+
+class AnswerKeys(TypedDict):
+    """What the page takes from a stage's answer in compare.jsonl."""
+
+    response: str
+    ended: bool
+    tokens: NotRequired[int | None]
+    ids: NotRequired[list[int] | None]
+    rm_score: NotRequired[float | None]
+    gold: NotRequired[float | None]
+    kl: NotRequired[float | None]
+    parts: NotRequired[dict[str, float | None] | None]
+
+
+class MessageKeys(TypedDict):
+    """A message of the prompt."""
+
+    role: str
+    content: str
+
+
+Label = str | int | float | None
+
+
+class RowKeys(TypedDict):
+    """What the page takes from a line of compare.jsonl. A user's own prompts may have labels of other types."""
+
+    prompt: Annotated[list[MessageKeys], MinLen(1)]
+    stages: Annotated[dict[str, AnswerKeys], AfterValidator(_of_all_stages)]
+    id: NotRequired[Label]
+    use_case: NotRequired[Label]
+    kind: NotRequired[Label]
+    novel: NotRequired[Label]
+
 
 # Limits in bytes of JSON. With both reached, the page stays under 3 MB; the mini world needs 1.2 MB and 0.3 MB.
 MAX_BYTES = {"prompts": 1_500_000, "looks": 900_000}

@@ -16,21 +16,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader, Template, UndefinedError
 from markupsafe import Markup
-from pydantic import NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
 from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import plain, read_jsonl, replacing
+from rlhf_mini.core.files import damaged, plain, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
 from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
-from rlhf_mini.report.explorer import STAGES, Row, look_at, pack_explorer, pick
+from rlhf_mini.report.explorer import STAGES, Row, RowKeys, look_at, pack_explorer, pick
 from rlhf_mini.world.gold import WEIGHTS
 from stages.ppo.options import names_function
 
@@ -83,33 +83,38 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
     }
     if study:
         provenance["overopt.json"] = study.provenance
-    page = template().render(
-        run=settings.run,
-        watts=settings.watts,
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup((FOLDER / "explorer.js").read_text(encoding="utf-8")),
-        data=script_json(dataclasses.asdict(data)),
-        measures=data.measures,
-        shown=len(data.prompts),
-        compared=len(rows),
-        evaluation=evaluation,
-        summary=summary(evaluation, reward),
-        win_rates=plots.win_rates(evaluation),
-        curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
-        overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])],
-        reward=reward,
-        without_score=names_function(reward) and not settings.reward,
-        how_to_overopt=how_to(run_dir, "overopt"),
-        costs=costs(checkpoints, metrics["ppo"], settings.watts),
-        counted=COUNTED,
-        checkpoints=checkpoints,
-        provenance=provenance,
-        stages=STAGES,
-        titles=STAGE_TITLES,
-        judges={judge: JUDGES[judge] for judge in evaluation.win_rates},
-        pairs=PAIRS,
-        parts=WEIGHTS,
-    )
+    try:
+        page = template().render(
+            run=settings.run,
+            watts=settings.watts,
+            style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+            script=Markup((FOLDER / "explorer.js").read_text(encoding="utf-8")),
+            data=script_json(dataclasses.asdict(data)),
+            measures=data.measures,
+            shown=len(data.prompts),
+            compared=len(rows),
+            evaluation=evaluation,
+            summary=summary(evaluation, reward),
+            win_rates=plots.win_rates(evaluation),
+            curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
+            overopt=[
+                plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])
+            ],
+            reward=reward,
+            without_score=names_function(reward) and not settings.reward,
+            how_to_overopt=how_to(run_dir, "overopt"),
+            costs=costs(checkpoints, metrics["ppo"], settings.watts),
+            counted=COUNTED,
+            checkpoints=checkpoints,
+            provenance=provenance,
+            stages=STAGES,
+            titles=STAGE_TITLES,
+            judges={judge: JUDGES[judge] for judge in evaluation.win_rates},
+            pairs=PAIRS,
+            parts=WEIGHTS,
+        )
+    except (KeyError, StopIteration, UndefinedError):  # a stage, a judge or a measure that the page shows
+        raise UserError(f"{run_dir / 'evaluate.json'} lacks a result: {how_to(run_dir, 'evaluate')}") from None
     path = run_dir / "report.html"
     with replacing(path) as file:
         file.write(page)
@@ -129,11 +134,10 @@ def read_rows(run_dir: Path) -> list[Row]:
     rows = read_jsonl(run_dir / "compare.jsonl")
     if not rows:
         raise UserError(f"{run_dir} was not compared yet: {how_to(run_dir, 'compare')}")
-    stages = [row.get("stages") for row in rows]
-    if not all(row.get("prompt") for row in rows) or not all(
-        isinstance(each, dict) and set(STAGES) <= set(each) for each in stages
-    ):
-        raise UserError(f"{run_dir / 'compare.jsonl'} is damaged, or not written by this project: make it again")
+    try:
+        TypeAdapter(list[RowKeys]).validate_python(rows)
+    except ValidationError:
+        raise damaged(run_dir / "compare.jsonl") from None
     return rows
 
 

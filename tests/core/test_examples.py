@@ -186,9 +186,11 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         read_prompts(lines(tmp_path / "empty.jsonl", "", " ", ""))
 
 
-def test_a_key_that_is_not_validated_holds_unicode_too(tmp_path: Path) -> None:
-    """It would be written again, into rankings.jsonl for example."""
+def test_half_of_a_surrogate_pair_in_a_key_that_is_kept(tmp_path: Path) -> None:
+    """It would be found only where the example is written again."""
     path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": [{"role": "user", "content": "a"}], "id": "\ud800"}))
-    with pytest.raises(UserError, match=r"prompts.jsonl:1: holds half of a surrogate pair"):
+    path.write_text('{"prompt": [{"role": "user", "content": "Hi"}], "note": ["\\ud83d"]}')
+    with pytest.raises(UserError, match=r"prompts.jsonl:1: holds half of a surrogate pair, which is not a character$"):
         read_prompts(path)
+    path.write_text('{"prompt": [{"role": "user", "content": "Hi"}], "note": ["\\ud83d\\ude00"]}')
+    assert read_prompts(path)[0]["note"] == ["\N{GRINNING FACE}"]  # type: ignore[typeddict-item]

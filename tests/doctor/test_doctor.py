@@ -426,3 +426,25 @@ def test_help_explains_the_levels_and_the_exit_status() -> None:
     result = command("--help")
     assert result.returncode == 0 and "exit status is 0 if nothing failed" in " ".join(result.stdout.split())
     assert all(f"\n    {level}  " in result.stdout for level in ("pass", "warn", "fail", "todo"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("compare.json", '{"groups": {"all": 3}}', "compare.json is damaged"),
+        ("compare.json", "[" * 99_999, "compare.json is damaged"),
+        ("rm/metrics.jsonl", '{"loss": "\\ud800"}\n', "metrics.jsonl is damaged"),
+        ("ppo/stage.json", '{"metrics": []}', "stage.json is damaged"),
+        ("sft/stage.json", '{"sha256": 3}', "stage.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(run: Path, file: str, content: str, sentence: str) -> None:
+    shutil.copytree(run / "sft", run / "ppo")
+    (run / file).write_text(content)
+    with console.capture(), pytest.raises(UserError, match=sentence):
+        diagnose(run)
+
+
+def test_metrics_of_other_types_are_not_measured(run: Path) -> None:
+    (run / "rm" / "metrics.jsonl").write_text('{"step": "x", "accuracy": true, "learning_rate": 1e999}\n' * 9)
+    assert "0 steps" in doctor(run)["rm"]

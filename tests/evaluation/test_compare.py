@@ -14,7 +14,7 @@ from conftest import PROMPTS
 from transformers import AutoTokenizer
 
 from rlhf_mini.core.bootstrap import Estimate
-from rlhf_mini.core.checkpoints import load_checkpoint
+from rlhf_mini.core.checkpoints import load_checkpoint, locked
 from rlhf_mini.core.console import UserError, console, printable
 from rlhf_mini.core.examples import Demonstration, Prompt, Response
 from rlhf_mini.core.files import write_jsonl
@@ -22,7 +22,10 @@ from rlhf_mini.core.rankings import Count
 from rlhf_mini.evaluation import responses
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row, mixed, win
 from rlhf_mini.evaluation.compare import CompareOptions, compare
+from rlhf_mini.evaluation.evaluate import EvaluateOptions, evaluate
+from rlhf_mini.evaluation.overopt.__main__ import OveroptOptions, study
 from rlhf_mini.evaluation.responses import BARE_TEMPLATE, Stage, demonstration_lengths, rank_blind
+from rlhf_mini.evaluation.runs import measuring
 from rlhf_mini.evaluation.schema import Group
 from rlhf_mini.evaluation.summary import below_sft, grouped, headline, measures_of, reward_model_accuracy
 from rlhf_mini.models.text import encode_prompts
@@ -274,6 +277,22 @@ def test_the_whole_comparison(options: CompareOptions) -> None:
     with console.capture():
         compare(options, "the command")
     assert [(options.run_dir / name).read_bytes() for name in written] == before
+
+
+def test_a_run_is_measured_by_one_process_at_a_time(options: CompareOptions) -> None:
+    """compare.jsonl of one and compare.json of another would not belong together."""
+    names = ("runs_dir", "run", "base", "split")
+    same = EvaluateOptions(**{name: getattr(options, name) for name in names})
+    with measuring(options.run_dir):
+        for measure in (lambda: compare(options, ""), lambda: evaluate(same, "")):
+            with pytest.raises(UserError, match=r"^another process is measuring .*/runs/r: wait for it, or choose"):
+                measure()
+    with (
+        locked(options.run_dir / "overopt"),
+        pytest.raises(UserError, match=r"another process is writing .*/r/overopt"),
+    ):
+        study(OveroptOptions(run=options.run, runs_dir=options.runs_dir), "")
+    assert sorted(path.name for path in options.run_dir.iterdir()) == ["ppo", "rm", "sft"]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 """docs/results.md is made of what compare measured, and says so when an aim is missed."""
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from rlhf_mini.core.bootstrap import Estimate
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.core.files import write_json
 from rlhf_mini.evaluation import results
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS, STAGES
 from rlhf_mini.evaluation.compare import TITLES
@@ -184,3 +190,50 @@ def test_the_commands_name_runs_and_seeds():
     assert "make sft rm ppo RUN=a SEED=7\n.venv/bin/python -m rlhf_mini.evaluation.evaluate --runs a,b\n" in page(
         ["a"], [summary()]
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("runs/a/compare.json", "{", "compare.json is damaged"),
+        ("runs/a/compare.json", '{"format": 2}', "compare.json was written by another version"),
+        ("evaluate.json", "[" * 99_999, "evaluate.json is damaged"),
+        (
+            "evaluate.json",
+            "lacks",
+            "the results of these runs lack 'gold': run `python -m rlhf_mini.evaluation.evaluate",
+        ),
+        ("overopt.json", "\0", "overopt.json is damaged"),
+    ],
+)
+def test_damaged_results_are_one_sentence(
+    file: str, content: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = replace(EVALUATION, provenance={"a": summary().provenance})
+    whole = {"runs/a/compare.json": summary(), "evaluate.json": evaluation, "overopt.json": STUDY}
+    for name, value in whole.items():
+        write_json(tmp_path / name, value)
+    arguments = ["a", "--runs_dir", str(tmp_path / "runs"), "--out", str(tmp_path / "results.md")]
+    arguments += ["--evaluate", str(tmp_path / "evaluate.json"), "--overopt", str(tmp_path / "overopt.json")]
+    monkeypatch.setattr(sys, "argv", ["results", *arguments])
+    monkeypatch.setattr(results, "changes", lambda folder: [])
+    with console.capture():
+        results.main()
+    if content == "lacks":
+        lacking = {stage: {key: e for key, e in MEASURES.items() if key != "gold"} for stage in STAGES}
+        write_json(tmp_path / file, replace(evaluation, stages=lacking))
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        results.main()
+
+
+def test_runs_that_are_not_up_to_date_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "runs/a/compare.json", summary())
+    write_json(tmp_path / "evaluate.json", replace(EVALUATION, provenance={"a": summary().provenance}))
+    arguments = ["a", "--runs_dir", str(tmp_path / "runs"), "--evaluate", str(tmp_path / "evaluate.json")]
+    monkeypatch.setattr(sys, "argv", ["results", *arguments, "--out", str(tmp_path / "results.md")])
+    monkeypatch.setattr(results, "changes", lambda folder: ["loss.py has changed"] if folder.name == "rm" else [])
+    with pytest.raises(UserError, match=r"runs/a/rm is not up to date: loss.py has changed; run `make seeds`$"):
+        results.main()
+    assert not (tmp_path / "results.md").exists()

@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import read_jsonl, write_json, write_jsonl
+from rlhf_mini.core.files import read_jsonl, sha256, write_json, write_jsonl
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import CompareOptions
-from rlhf_mini.evaluation.runs import find_checkpoints, provenance
+from rlhf_mini.evaluation.runs import find_checkpoints, measuring, provenance
 from rlhf_mini.evaluation.schema import (
     Baseline,
     Contrast,
@@ -439,10 +439,12 @@ def test_a_reward_of_ones_own_is_told(copy: ReportOptions) -> None:
     info = json.loads(stage.read_text(encoding="utf-8"))
     stage.write_text(json.dumps(info | {"options": info["options"] | {"reward": "stages.ppo.rewards:short"}}))
     (copy.run_dir / "overopt.json").unlink()
+    copy = replace(copy, microscope_prompts=1)
+    trusting = replace(copy, reward="stages.ppo.rewards:short")
+    page = write_report(trusting, "").read_text(encoding="utf-8")
+    assert "if you trust this run" not in page and '"score":null' not in page
     page = write_report(copy, "").read_text(encoding="utf-8")
-    assert "<code>--reward stages.ppo.rewards:short</code>, if you trust this run" in page
-    page = write_report(replace(copy, reward="stages.ppo.rewards:short"), "").read_text(encoding="utf-8")
-    assert "if you trust this run" not in page
+    assert "<code>--reward stages.ppo.rewards:short</code>, if you trust this run" in page and '"score":null' in page
     assert "score, which PPO was not trained on, goes from" in page
     assert "PPO was not trained on the run's reward model" in page and "make overopt" not in page
 
@@ -467,6 +469,11 @@ def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> N
         ("compare.jsonl", "", "was not compared yet"),
         ("compare.jsonl", '{"prompt": []}\n', "compare.jsonl is damaged"),
         ("compare.jsonl", "[1\n", "compare.jsonl is damaged"),
+        ("compare.jsonl", json.dumps(ROWS[0] | {"stages": {"base": 0.5}}), "compare.jsonl is damaged"),
+        ("compare.jsonl", json.dumps(ROWS[0] | {"prompt": [3]}), "compare.jsonl is damaged"),
+        ("compare.jsonl", json.dumps(ROWS[0] | {"use_case": ["a"]}), "compare.jsonl is damaged"),
+        ("sft/metrics.jsonl", "[" * 99_999, "metrics.jsonl is damaged"),
+        ("overopt.json", '{"format": 1}', "overopt.json was written by another version"),
         ("evaluate.json", "[]", "evaluate.json is damaged"),
         ("ppo/stage.json", None, "the ppo checkpoint in .* is half-written"),
     ],
@@ -500,6 +507,41 @@ def test_an_outdated_evaluation_is_one_sentence(
     assert old in content
     (copy.run_dir / file).write_text(content.replace(old, new), encoding="utf-8")
     with pytest.raises(UserError, match=sentence):
+        write_report(copy, "")
+
+
+def test_an_evaluation_that_lacks_a_stage_is_one_sentence(copy: ReportOptions) -> None:
+    path = copy.run_dir / "evaluate.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    del info["stages"]["ppo"]["gold"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"evaluate.json lacks a result: run `python -m rlhf_mini.evaluation.evaluate"):
+        write_report(copy, "")
+
+
+def test_a_reward_model_with_another_config_was_not_evaluated(copy: ReportOptions) -> None:
+    """Its weights are the same, but not its score."""
+    config, stage = (copy.run_dir / "rm" / name for name in ("config.json", "stage.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"reward_mean": 0.5}))
+    info = json.loads(stage.read_text(encoding="utf-8"))
+    info["sha256"]["config.json"] = sha256(config)
+    stage.write_text(json.dumps(info))
+    ppo = copy.run_dir / "ppo" / "stage.json"
+    info = json.loads(ppo.read_text(encoding="utf-8"))
+    rm = load_checkpoint(copy.run_dir / "rm", "rm")
+    for parent in info["parents"]:
+        if parent["stage"] == "rm":
+            parent["files_sha256"] = rm.files_sha256
+    ppo.write_text(json.dumps(info))
+    with pytest.raises(UserError, match="was evaluated before its rm was trained again"):
+        write_report(copy, "")
+
+
+def test_no_page_is_made_while_the_run_is_measured(copy: ReportOptions) -> None:
+    with (
+        measuring(copy.run_dir),
+        pytest.raises(UserError, match=r"another process is measuring .*/runs/r: wait for it"),
+    ):
         write_report(copy, "")
 
 

@@ -121,6 +121,8 @@ def _study(options: OveroptOptions, command: str) -> None:
     sft = load_checkpoint(options.run_dir / "sft", "sft")
     rm = load_checkpoint(options.run_dir / "rm", "rm", of=sft)
     ppo = load_checkpoint(options.run_dir / "ppo", "ppo", of=rm)
+    if not {"max_new_tokens", "temperature", "kl_coef", "prompts"} <= ppo.info["options"].keys():
+        raise UserError(f"{ppo.path}/stage.json lacks PPO's options: train it again")
     examples = read_prompts(options.split)[: options.num_prompts]
     if any("check" not in example for example in examples):
         raise UserError(f"{options.split} has prompts without a check, so without gold: use prompts of the mini world")
