@@ -9,7 +9,6 @@ import math
 import os
 import secrets
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,17 +33,32 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_orphans(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("x", encoding="utf-8", newline="\n") as file:
-            _try_to_lock(file)  # says that its writer lives
+    with _new_file_beside(path) as file:
+        partial = Path(file.name)
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
             os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _new_file_beside(path: Path) -> TextIO:
+    """Opens a new file, and locks it for as long as it is open: a lock says that the writer lives."""
+    while True:
+        file = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial").open("x", encoding="utf-8", newline="\n")
+        try:
+            _lock(file)
+        except BlockingIOError:  # another process takes it for an orphan
+            file.close()
+            continue
+        except OSError:  # a file system without locks, where orphans stay
+            return file
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # it was removed before it was locked
 
 
 def remove(path: Path) -> None:
@@ -58,21 +72,16 @@ def _partials(path: Path) -> list[Path]:
 
 
 def _remove_orphans(path: Path) -> None:
-    """Removes what killed processes left of this file. The lock on a file ends with its process."""
+    """Removes what killed processes left of this file: their locks have ended with them."""
     for orphan in _partials(path):
         with suppress(OSError), orphan.open("rb") as file:
-            # One that was made this minute may be a living process's that has no lock yet.
-            if time.time() - os.fstat(file.fileno()).st_mtime > 60 and _try_to_lock(file):
-                orphan.unlink()
+            _lock(file)
+            orphan.unlink()
 
 
-def _try_to_lock(file: IO[Any]) -> bool:
-    """Locks an open file. False if another process has locked it, or the file system cannot lock."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _lock(file: IO[Any]) -> None:
+    """BlockingIOError if another process has locked it; another OSError if the file system cannot lock."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -76,8 +76,6 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(t
         (living,) = tmp_path.iterdir()
         for old in (orphan, foreign):
             old.write_text("half")
-        for each in (living, orphan, foreign):
-            os.utime(each, (0, 0))
         write_json(path, {"n": 1})
         assert {each.name for each in tmp_path.iterdir()} == {path.name, living.name, foreign.name}
         file.write('{"n": 2}')
