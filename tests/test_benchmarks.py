@@ -12,13 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks import bench, cases, floor, mutants
+from benchmarks import bench, cases, floor, mutants, settings
 from benchmarks.cases import never_ending
 from benchmarks.worker import Case
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.examples import Messages
+from rlhf_mini.core.examples import Messages, read_prompts
 from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.models import sampling
 from rlhf_mini.models.text import encode_prompts
 
@@ -98,6 +99,28 @@ def test_help() -> None:
     command = [sys.executable, "-m", "benchmarks.bench", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--rounds" in done.stdout
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_compared_prompt_by_prompt(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(nano_run.split, [prompt | {"references": ["frog frog"]} for prompt in read_prompts(nano_run.split)])
+    tiny = dict(updates=1, episodes=8, max_new_tokens=6, prompts=nano_run.split, ptx_coef=0.0, evaluation_prompts=2)
+    quiet = dict(save_steps=0, validation_prompts=nano_run.split, on_collapse="warn", warmup_updates=0)
+    monkeypatch.setattr(settings, "VARIANTS", {"default": tiny | quiet, "again": tiny | quiet})
+    out = Path(nano_run.runs_dir) / "settings.json"
+    arguments = ["--runs", "r", "--runs_dir", nano_run.runs_dir, "--prompts", nano_run.split, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["settings", *arguments])
+    settings.main()
+    found = json.loads(out.read_text())
+    assert found["difference from the default"]["again"]["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert found["mean"]["SFT"]["kl"]["mean"] == 0.0 < abs(found["mean"]["default"]["kl"]["mean"])
+    trained = Path(nano_run.runs_dir) / "r-ppo-again" / "ppo" / "stage.json"
+    assert json.loads(trained.read_text())["seed"] == 0
+    before = trained.stat().st_mtime_ns
+    settings.main()
+    assert trained.stat().st_mtime_ns == before
 
 
 # --- mutants ---------------------------------------------------------------------------------------------------------

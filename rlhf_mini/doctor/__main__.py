@@ -43,16 +43,16 @@ def check_sft(sft: StageOutput, run_dir: Path) -> list[Finding | None]:
 
 
 def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:
-    # Judged on the labelers it was trained on: by held-out rankings if it was given rankings, else by simulated ones.
-    source = "rankings" if "accuracy/rankings" in rm.metrics else "training"
-    accuracy, agreement = rm.share(f"accuracy/{source}"), rm.share(f"agreement/{source}")
+    # On SFT's responses to validation prompts, if the simulated labelers can judge them, else on held-out rankings.
+    held_out = rm.share("accuracy/rankings")
+    accuracy, agreement = rm.share("accuracy/training") or held_out, rm.share("agreement/training")
     share = accuracy.mean if accuracy else None
     among_labelers = agreement.mean if agreement else None
     return [
         check_parent("rm", rm, "sft", run_dir),
         checks.accuracy(accuracy, among_labelers),
         checks.below_agreement(share, among_labelers),
-        checks.overfitted_accuracy(rm.series("accuracy"), share),
+        checks.overfitted_accuracy(rm.series("accuracy"), held_out.mean if held_out else None),
         checks.reading(rm.share("content/own_answer/seen"), rm.share("content/other_kind/seen")),
         checks.score_spread(rm.number("score_std")),
     ]

@@ -17,10 +17,10 @@ from rlhf_mini.doctor.outputs import Comparison
 OVERFIT_LOSS = 1.3  # SFT's validation loss / training loss: 0.94 to 1.08
 MIN_ACCURACY = 0.55  # of the RM on pairs; chance is 0.5: 0.65 to 0.67 on the labelers it was trained on
 ACCURACY_GAP = 0.10  # agreement of the labelers - RM accuracy: 0.05 to 0.07
-OVERFIT_ACCURACY = 0.2  # RM accuracy in training - in validation, where no source is easy to tell: 0.09 to 0.12
+OVERFIT_ACCURACY = 0.1  # RM accuracy in training - on held-out rankings of the same sources: 0.00 to 0.02
 MIN_READING = 0.75  # the prompt's own answer above another's, at equal manners; chance is 0.5: 0.97 to 0.99
 MIN_SCORE_STD = 0.1  # standard deviation of the RM's scores: 0.72 to 0.84
-MIN_SCORE_GAIN = 0.1  # gain of PPO's mean score, in standard deviations of the first scores: 0.20 to 0.33
+MIN_SCORE_GAIN = 0.1  # gain of PPO's mean score, in standard deviations of the first (chance: 0.06): 0.20 to 0.33
 SAME_SCORE = 1e-6  # standard deviation of an iteration's scores; below, only rounding tells them apart: at least 0.5
 KL_HIGH, KL_BLOWN_UP = 15.0, 30.0  # nats per response; the recipe's own limit is 15: 1.4 to 2.4
 KL_NEGATIVE = -0.05  # nats; a KL is never negative, its estimate only by chance: at least 0.01
@@ -158,10 +158,10 @@ def below_agreement(rm: float | None, labelers: float | None) -> Finding | None:
 
 
 def overfitted_accuracy(training: Sequence[float], rm: float | None) -> Finding | None:
-    """`training`: accuracy step by step; `rm`: in validation."""
+    """`training`: accuracy step by step; `rm`: on held-out rankings of responses from the same sources."""
     if not training or rm is None:
         return None
-    measured = f"{final(training):.0%} in training, {rm:.0%} in validation"
+    measured = f"{final(training):.0%} in training, {rm:.0%} on held-out rankings"
     advice = "fewer --num_train_epochs (the paper trains for 1), more --num_prompts"
     overfits = final(training) - rm > OVERFIT_ACCURACY
     return verdict("overfitting", measured, "it overfits the rankings", advice, warn=overfits)

@@ -60,7 +60,7 @@ def ppo_run(options: PPOOptions) -> Iterator["PPORun"]:
             resume.remove()  # the same command would come to the same end
             raise UserError(run.keep_last_good(fault)) from None
         run.finish()
-    console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - resume.started:.0f} s")
+    console.print(f"ppo: {options.run_dir / 'ppo'} written after {time.time() - resume.started:.0f} s", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Prompt, Ranking, Response
 from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, bootstrap_interval
 from rlhf_mini.models.scoring import score_texts
-from rlhf_mini.models.text import EncodedPrompt
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts
+from stages.rm.rankings import as_responses
 
 TITLES = {
     "accuracy/rankings": "RM on held-out rankings",
@@ -80,8 +81,12 @@ def simulated_evaluation(
     return {key: summary(of_key) for key, of_key in counts.items()}
 
 
-def rankings_evaluation(scores: Sequence[Sequence[float]], rankings: Sequence[Ranking]) -> dict[str, Share]:
+def rankings_evaluation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
+) -> dict[str, Share]:
     """The reward model's accuracy on rankings that it was not trained on."""
+    prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
+    scores = score_groups(model, tokenizer, prompts, [as_responses(ranking) for ranking in rankings])
     counts = [accuracy(group_scores, each["ranks"]) for group_scores, each in zip(scores, rankings, strict=True)]
     return {"accuracy/rankings": summary(counts)}
 

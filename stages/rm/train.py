@@ -61,10 +61,10 @@ from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_sc
 from rlhf_mini.models.text import check_prompt_lengths, encode_demonstrations, encode_prompts, load_tokenizer
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
-from stages.rm.agreement import Share, rankings_evaluation, score_groups, simulated_evaluation, table
+from stages.rm.agreement import rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
-from stages.rm.rankings import Example, as_responses, encode, ordered, rank, split_by_prompt
+from stages.rm.rankings import Example, encode, ordered, rank, split_by_prompt
 from stages.rm.sources import Models, collect, distinct, sample_groups
 
 T = TypeVar("T")
@@ -91,6 +91,7 @@ def train_rm(options: RMOptions) -> None:
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
     people_ranked = ordered(read_rankings(options.rankings)) if options.rankings else []
     normalizing = drawn(demonstrations, options)
+    models = Models(sft_model, language_model(base), language_model(ppo))
     encoded, encoded_validation = (
         encode_prompts(tokenizer, [example["prompt"] for example in examples]) for examples in (prompts, validation)
     )
@@ -121,7 +122,6 @@ def train_rm(options: RMOptions) -> None:
         elif saved:
             rankings = read_rankings(folder / "rankings.jsonl")
         else:
-            models = Models(sft_model, language_model(base), language_model(ppo))
             groups = collect(models, tokenizer, prompts, encoded, options)
             rankings = rank(prompts, groups, labelers["training"], options.seed)
         write_jsonl(folder / "rankings.jsonl", rankings)
@@ -164,18 +164,18 @@ def train_rm(options: RMOptions) -> None:
         reward_model.config.reward_mean = reward_mean
 
         # 4. Does it order responses as labelers do?
-        shares: dict[str, Share] = {}
-        if held_out:
-            asked = encode_prompts(tokenizer, [ranking["prompt"] for ranking in held_out])
-            groups = [as_responses(ranking) for ranking in held_out]
-            shares |= rankings_evaluation(score_groups(reward_model, tokenizer, asked, groups), held_out)
         sampled = sample_groups(
             sft_model, tokenizer, encoded_validation, VALIDATION_SAMPLES, options, options.seed + 1,
             description="rm: sampling for validation",
         )  # fmt: skip
         groups = [distinct(group) for group in sampled]
         scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
-        shares |= simulated_evaluation(scores, validation, groups, labelers)
+        shares = simulated_evaluation(scores, validation, groups, labelers)
+        if shares and not held_out:  # the labelers rank validation prompts, with responses of the same sources
+            groups = collect(models, tokenizer, validation, encoded_validation, options)
+            held_out = rank(validation, groups, labelers["training"], options.seed)
+        if held_out:
+            shares |= rankings_evaluation(reward_model, tokenizer, held_out)
 
         # 5. Does it read what is said, where the manners are the same?
         contrasts = content.encode(reward_model, tokenizer, preferences)

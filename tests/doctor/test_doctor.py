@@ -179,6 +179,12 @@ def test_rm_near_50_percent(run: Path) -> None:
     assert not problems(said["sft"])
 
 
+def test_rm_that_overfits(run: Path) -> None:
+    train_rm(rm_options(run.parent.parent, "dice", num_prompts=16, num_train_epochs=60.0))
+    said = doctor(run)["rm"]
+    assert re.search(r"^warn overfitting \d\d% in training, \d\d% on held-out rankings: it overfits", said, re.M)
+
+
 def test_rm_that_does_not_read_the_prompt(run: Path) -> None:
     said = [[{"role": "assistant", "content": text}] for text in ("it is", "is it")]  # "green" never comes first
     pairs = [prompt(n) | {"kind": "own_answer", "chosen": said[n % 2], "rejected": said[1 - n % 2]} for n in range(80)]
@@ -342,7 +348,8 @@ def test_nan_stop_of_sft(run: Path) -> None:
         (checks.accuracy(Estimate(0.7, low=0.4, high=0.9), None), "warn"),  # too few pairs to tell
         (checks.below_agreement(0.66, 0.75), "pass"),
         (checks.below_agreement(0.64, 0.75), "warn"),
-        (checks.overfitted_accuracy([0.5] * 9 + [0.9], 0.69), "warn"),
+        (checks.overfitted_accuracy([0.5] * 9 + [0.9], 0.81), "pass"),
+        (checks.overfitted_accuracy([0.5] * 9 + [0.9], 0.79), "warn"),
         (checks.reading(Estimate(0.5, low=0.4, high=0.6), Estimate(0.9, low=0.8, high=1.0)), "warn"),
         (checks.reading(Estimate(0.9, low=0.8, high=1.0), Estimate(0.5, low=0.4, high=0.6)), "warn"),
         (checks.reading(Estimate(0.7, low=0.6, high=0.8), None), "pass"),  # the interval includes the bound

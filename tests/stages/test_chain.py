@@ -101,7 +101,7 @@ def test_the_comparison_writes_one_line_a_prompt_and_a_summary(runs: Path) -> No
 
 
 def test_another_sft_under_a_finished_chain_is_told_in_one_sentence(runs: Path) -> None:
-    done = stage("sft", runs, "--seed", "1")
+    done = stage("sft", runs, "--seed", "1", "--num_train_epochs", "0.05")
     assert done.returncode == 0, done.stderr
     done = stage("ppo", runs)
     assert done.returncode == 1

@@ -159,7 +159,7 @@ def test_learns_the_labelers_taste(world, capsys):
     assert metrics["accuracy/heldout"]["low"] > 0.85
     assert metrics["accuracy/heldout"]["prompts"] > 20
     assert metrics["agreement/training"]["share"] == 1.0  # the toy labelers are all alike
-    assert "accuracy/rankings" not in metrics  # these prompts can be judged, so no ranking is held out
+    assert metrics["rankings_held_out"] == 0 and metrics["accuracy/rankings"]["prompts"] == 30  # validation prompts
     assert "RM on held-out labelers" in capsys.readouterr().out
     assert info["parents"] == [
         {**info["parents"][0], "stage": "sft", "sha256": stage_json(world, "sft")["sha256"]["model.safetensors"]}
