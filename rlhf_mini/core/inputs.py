@@ -6,8 +6,9 @@ times of the files say: a copied run stays finished, and a labeler who judges di
 
 import ast
 import dataclasses
-import os
 import re
+import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ def inputs_of(stage: str, options: Any, files: Sequence[str]) -> dict[str, str]:
 
 
 def code_of(modules: Sequence[str]) -> dict[str, str]:
-    """The checksums of these modules' files and of all that they import from the project or the current folder.
+    """The checksums of these modules' files and of all that they import, but for what is installed.
 
     Found by reading the import statements, without running them.
     """
@@ -58,8 +59,9 @@ def code_of(modules: Sequence[str]) -> dict[str, str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """Where Python would find it, if that is the current folder, the project or a folder that PYTHONPATH names."""
-    for root in (Path.cwd(), ROOT, *map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))):
+    """Where Python would find it, if not in the standard library or among the installed packages."""
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for root in (Path.cwd(), ROOT, *(Path(entry) for entry in sys.path if not entry.startswith(tuple(installed)))):
         base = root.joinpath(*module.split("."))
         for path in (base / "__init__.py", base.with_name(base.name + ".py")):
             if path.is_file():

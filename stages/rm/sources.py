@@ -29,7 +29,7 @@ class Models(NamedTuple):
 
 def collect(
     models: Models, tokenizer: Tokenizer, examples: Sequence[Prompt], prompts: Sequence[EncodedPrompt],
-    options: RMOptions,
+    options: RMOptions, description: str = "rm: sampling responses",
 ) -> list[list[Response]]:  # fmt: skip
     """K different responses to each prompt, or fewer if its samples are alike.
 
@@ -38,11 +38,15 @@ def collect(
     there is one, gives the first half.
     """
     half, seed = options.num_samples // 2, 3 * options.seed
-    samples = sample_groups(models.ppo or models.sft, tokenizer, prompts, options.num_samples - half, options, seed)
-    wide = sample_groups(models.sft, tokenizer, prompts, half, options, seed + 1, options.wide_temperature)
+
+    def sampled(model: PreTrainedModel, number: int, seed: int, temperature: float) -> list[list[Response]]:
+        return sample_groups(model, tokenizer, prompts, number, options, seed, temperature, description)
+
+    samples = sampled(models.ppo or models.sft, options.num_samples - half, seed, options.temperature)
+    wide = sampled(models.sft, half, seed + 1, options.wide_temperature)
     others: list[list[Response]] = [[] for _ in prompts]
     if models.base is not None:
-        others = sample_groups(models.base, tokenizer, prompts, 1, options, seed + 2)
+        others = sampled(models.base, 1, seed + 2, options.temperature)
     if options.exchange:
         exchanged = exchange(examples, [group[0] for group in samples], options.seed)
         others = [[*group, response] for group, response in zip(others, exchanged, strict=True)]
@@ -84,12 +88,12 @@ def exchange(examples: Sequence[Prompt], responses: Sequence[Response], seed: in
 
 def sample_groups(
     model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt], number: int, options: RMOptions,
-    seed: int, temperature: float | None = None, description: str = "rm: sampling responses",
+    seed: int, temperature: float, description: str,
 ) -> list[list[Response]]:  # fmt: skip
     """`number` responses to each prompt, some of which may be alike."""
     responses = respond(
         model, tokenizer, [prompt for prompt in prompts for _ in range(number)],
-        max_new_tokens=options.max_new_tokens, temperature=temperature or options.temperature, seed=seed,
+        max_new_tokens=options.max_new_tokens, temperature=temperature, seed=seed,
         description=description,
     )  # fmt: skip
     return [responses[start : start + number] for start in range(0, len(responses), max(1, number))]

@@ -166,13 +166,13 @@ def train_rm(options: RMOptions) -> None:
         # 4. Does it order responses as labelers do?
         sampled = sample_groups(
             sft_model, tokenizer, encoded_validation, VALIDATION_SAMPLES, options, options.seed + 1,
-            description="rm: sampling for validation",
+            options.temperature, "rm: sampling for validation",
         )  # fmt: skip
         groups = [distinct(group) for group in sampled]
         scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
         shares = simulated_evaluation(scores, validation, groups, labelers)
         if shares and not held_out:  # the labelers rank validation prompts, with responses of the same sources
-            groups = collect(models, tokenizer, validation, encoded_validation, options)
+            groups = collect(models, tokenizer, validation, encoded_validation, options, "rm: sampling for validation")
             held_out = rank(validation, groups, labelers["training"], options.seed)
         if held_out:
             shares |= rankings_evaluation(reward_model, tokenizer, held_out)

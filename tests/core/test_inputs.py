@@ -66,7 +66,7 @@ def test_modules_of_the_users_own_are_followed(tmp_path: Path, monkeypatch: pyte
     assert {path for path in found if not path.startswith(("rlhf_mini/", "stages/"))} == own
     monkeypatch.chdir(tmp_path.parent)
     assert not own & set(code_of(["mine.rewards"]))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     assert len(code_of(["mine.rewards"])) == 4
 
 

@@ -9,11 +9,13 @@ import rlhf_mini  # noqa: F401, I001
 import itertools
 import json
 import os
+import random
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +28,19 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_mini.core.checkpoints import WEIGHTS, Checkpoint
 from rlhf_mini.core.console import UserError, run
-from rlhf_mini.core.files import MetricsLog, sha256, write_jsonl
+from rlhf_mini.core.files import MetricsLog, read_json, sha256, write_jsonl
+from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.core.resume import Resume, command_of, load_optimizer, optimizer_tensors
 from stages.ppo import run as ppo
+from stages.ppo.options import PPOOptions
+from stages.ppo.train import train_ppo
 from stages.rm import train as rm
 from stages.sft import train as sft
 from stages.sft.options import SFTOptions
 from stages.sft.train import completion_loss
 
 Answers = list[tuple[int, str]]  # a process's exit code and what it printed
+STEPS = {"sft": 20, "rm": 12, "ppo": 8}  # how many each stage of `stage_commands` does
 
 
 # --- the processes ---------------------------------------------------------------------------------------------------
@@ -54,8 +60,12 @@ def kill_at(module: Any, name: str, when: Callable[..., Any] = lambda *_, **__: 
 
 
 def arrange_death(where: str) -> None:
-    """`where` is "step 7", "save" (in the middle of it), "rank" or "evaluation"; "" for never."""
-    if where.startswith("step "):
+    """`where` is "step 7", "save" (in the middle of it), "rank", "evaluation" or "1.5 s"; "" for never."""
+    if where.endswith(" s"):
+        watch = threading.Timer(float(where.removesuffix(" s")), os.kill, (os.getpid(), signal.SIGKILL))
+        watch.daemon = True
+        watch.start()
+    elif where.startswith("step "):
         step = int(where.removeprefix("step "))
         kill_at(MetricsLog, "log", lambda _, at, **metrics: at == step and {"loss", "loss/policy"} & metrics.keys())
     elif where == "save":
@@ -105,9 +115,14 @@ def fork_each(commands: list[list[str]]) -> None:
     print(json.dumps(answers))
 
 
-def processes(commands: list[list[str]]) -> Answers:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}  # a pool of threads survives no fork
+def processes(commands: list[list[str]], *path: Path) -> Answers:
+    """Runs the commands one after another. `path`: more folders to import from."""
+    python_path = os.pathsep.join(map(str, (Path(__file__).parents[2], *path)))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": python_path,
+        "OMP_NUM_THREADS": "1",
+    }  # a pool of threads survives no fork
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(commands)], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -164,11 +179,10 @@ def resumed_after(answers: Answers) -> list[int | None]:
     return [int(part.split()[0]) if part else None for part in parts]
 
 
-def test_killed_stages_end_with_the_same_weights(world: Path) -> None:
-    def command(where: str, stage: str, run: str, *more: str) -> list[str]:
-        files = [f"--demonstrations={world / 'demonstrations.jsonl'}", f"--runs_dir={world / 'runs'}", f"--run={run}"]
-        settings = ["--batch_size=8", "--learning_rate=1e-2", "--max_new_tokens=8"]
-        return [where, stage, *files, *settings, *more]
+def stage_commands(world: Path) -> dict[str, list[str]]:
+    """The options of each stage, but for its run: all that a resumed stage could forget."""
+    files = [f"--demonstrations={world / 'demonstrations.jsonl'}", f"--runs_dir={world / 'runs'}"]
+    shared = [*files, "--batch_size=8", "--learning_rate=1e-2", "--max_new_tokens=8"]
 
     # 10 steps an epoch; a save after 5, 10 (the end of an epoch), 15, and the last
     of_sft = [f"--base={world / 'base'}", "--dropout=0.1", "--save_steps=5", "--show_every=3", "--ptx_batch_size=3"]
@@ -179,37 +193,63 @@ def test_killed_stages_end_with_the_same_weights(world: Path) -> None:
     of_rm = [*toys, *prompts, f"--base={world / 'base'}", "--init=sft", "--num_train_epochs=1.5", "--save_steps=3"]
     of_rm += ["--num_samples=4", "--num_responses=5"]
 
-    # Everything that PPO could forget: 2 inner epochs, averaged weights, PPO-ptx, KL controller, a second pass
+    # 2 inner epochs, averaged weights, PPO-ptx, KL controller, a second pass
     of_ppo = [f"--runs_dir={world / 'runs'}", *prompts[:1], f"--validation_prompts={world / 'validation.jsonl'}"]
     of_ppo += [f"--ptx_texts={world / 'texts.jsonl'}", "--updates=8", "--episodes=16", "--num_minibatches=2"]
     of_ppo += ["--num_ppo_epochs=2", "--max_new_tokens=8", "--ema_decay=0.5", "--ptx_coef=0.5", "--kl_target=0.1"]
     of_ppo += ["--learning_rate=1e-3", "--save_steps=3", "--ptx_batch_size=3"]
+    return {"sft": [*shared, *of_sft], "rm": [*shared, *of_rm], "ppo": of_ppo}
+
+
+@pytest.fixture(scope="module")
+def calm(world: Path) -> Path:
+    """A run whose stages nobody killed."""
+    answers = processes([["", stage, "--run=calm", *options] for stage, options in stage_commands(world).items()])
+    assert [code for code, _ in answers] == [0, 0, 0], answers
+    return world / "runs" / "calm"
+
+
+def test_killed_stages_end_with_the_same_weights(world: Path, calm: Path) -> None:
+    options = stage_commands(world)
 
     deaths_of_ppo = ["step 2", "step 5", "save", "step 7", "evaluation", ""]
     deaths_of_sft = ["step 3", "step 8", "save", "step 12", "step 17", "evaluation", ""]
     deaths_of_rm = ["rank", "step 1", "step 5", "step 12", "evaluation", ""]
-    answers = processes(
-        [command("", "sft", "calm", *of_sft), command("", "rm", "calm", *of_rm)]
-        + [command(where, "sft", "killed", *of_sft) for where in deaths_of_sft]
-        + [command(where, "rm", "killed", *of_rm) for where in deaths_of_rm]
-        + [["", "ppo", "--run=calm", *of_ppo]]
-        + [[where, "ppo", "--run=killed", *of_ppo] for where in deaths_of_ppo]
-    )
-    ends = ["", "", *deaths_of_sft, *deaths_of_rm, "", *deaths_of_ppo]
-    for (code, printed), where in zip(answers, ends, strict=True):
+    deaths = {"sft": deaths_of_sft, "rm": deaths_of_rm, "ppo": deaths_of_ppo}
+    commands = [[where, stage, "--run=killed", *options[stage]] for stage, places in deaths.items() for where in places]
+    answers = processes(commands)
+    for (code, printed), (where, *_) in zip(answers, commands, strict=True):
         assert code == (-signal.SIGKILL if where else 0), printed
 
-    answers, ppo_answers = answers[2 : -len(deaths_of_ppo) - 1], answers[-len(deaths_of_ppo) :]
-    sft_answers, rm_answers = answers[: len(deaths_of_sft)], answers[len(deaths_of_sft) :]
+    rest = iter(answers)
+    sft_answers, rm_answers, ppo_answers = (list(itertools.islice(rest, len(places))) for places in deaths.values())
     assert resumed_after(sft_answers) == [None, None, 5, 5, 10, 15, 20]
     assert resumed_after(rm_answers) == [None, None, 0, 3, 9, 12]
     assert resumed_after(ppo_answers) == [None, None, 3, 3, 6, 8]
     assert ["rm: sampling responses" in printed for _, printed in rm_answers] == [True, True, *[False] * 4]
 
-    runs = world / "runs"
-    assert_same(runs / "calm" / "sft", runs / "killed" / "sft", last_step=20)
-    assert_same(runs / "calm" / "rm", runs / "killed" / "rm", last_step=12)
-    assert_same(runs / "calm" / "ppo", runs / "killed" / "ppo", last_step=8)
+    for stage, last_step in STEPS.items():
+        assert_same(calm / stage, world / "runs" / "killed" / stage, last_step)
+
+
+def test_stages_killed_at_random_times_end_with_the_same_weights(world: Path, calm: Path) -> None:
+    """KILLS=200 makes it a test for the night."""
+    options, seconds = (
+        stage_commands(world),
+        {stage: read_json(calm / stage / "stage.json")["seconds"] for stage in STEPS},
+    )
+    kills, rng = int(os.environ.get("KILLS", "3")), random.Random(int(os.environ.get("KILLS_SEED", "0")))
+    while kills > 0:
+        commands = []
+        for stage in list(STEPS) * min(20, -(-kills // 3)):
+            deaths = [f"{rng.uniform(0, seconds[stage] + 0.3):.3f} s", ""]
+            commands += [[where, stage, "--run=random", *options[stage]] for where in deaths]
+        answers = processes(commands)
+        for (code, printed), (where, *_) in zip(answers, commands, strict=True):
+            assert code == 0 or (where and code == -signal.SIGKILL), printed
+        kills -= sum(code != 0 for code, _ in answers)  # some were done before
+        for stage, last_step in STEPS.items():
+            assert_same(calm / stage, world / "runs" / "random" / stage, last_step)
 
 
 # --- other ends ------------------------------------------------------------------------------------------------------
@@ -264,6 +304,37 @@ def test_ctrl_c_then_another_command_then_a_nan(
     # Those from before step 1, as kept by the process that was interrupted; step 5 may have had the bad gradient.
     kept, base = [AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "t" / "sft.last_good", nano_base)]
     assert all(torch.equal(value, base.state_dict()[name]) for name, value in kept.state_dict().items())
+
+
+def test_a_reward_that_has_changed_starts_ppo_over(
+    nano_run: CompareOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = """
+def f(prompts, responses):
+    global calls
+    calls += 1
+    if calls == {last}:
+        raise KeyboardInterrupt
+    return [{sign}1 - len(response) for response in responses]
+calls = 0
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    options = PPOOptions(
+        run="r", runs_dir=nano_run.runs_dir, prompts=nano_run.split, reward="inverted_later:f", updates=6, episodes=8,
+        max_new_tokens=6, ptx_coef=0.0, evaluation_prompts=2, save_steps=2, on_collapse="warn", warmup_updates=0,
+    )  # fmt: skip
+
+    def interrupted(sign: str, last: int) -> str:
+        (tmp_path / "inverted_later.py").write_text(reward.format(sign=sign, last=last))
+        sys.modules.pop("inverted_later", None)
+        with pytest.raises(KeyboardInterrupt):
+            train_ppo(options)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "starts over" not in interrupted("", 4)
+    assert "resumes after step 2" in interrupted("", 4)
+    said = interrupted("-", 4)
+    assert f"starts over because the content of {tmp_path / 'inverted_later.py'} has changed" in said
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
