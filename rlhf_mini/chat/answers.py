@@ -15,7 +15,7 @@ from rlhf_mini.chat.keyboard import ctrl_c_event
 from rlhf_mini.chat.options import ChatOptions
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Messages
+from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.evaluation.responses import BARE_TEMPLATE, Stage, load_stage
 from rlhf_mini.models.sampling import sample
 from rlhf_mini.models.scoring import score_texts
@@ -110,6 +110,8 @@ class Chat:
                     generator=torch.Generator().manual_seed(seed), on_tokens=on_tokens,
                 )  # fmt: skip
             responses = to_responses(stage.tokenizer, samples)  # whole, or as far as Ctrl-C let them
+            if name == "base":  # its tokens follow a prompt of another form: the other models read its answer as text
+                responses = [Response(response.text, response.ended) for response in responses]
             scores: list[float] = []
             if len(samples) > 1:
                 rm = self.load("rm")

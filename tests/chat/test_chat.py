@@ -228,6 +228,20 @@ def test_best_of_is_what_the_reward_model_scores_highest(options: ChatOptions, m
             shell.onecmd(wrong)
 
 
+def test_the_others_read_the_answer_of_the_base_as_text(options: ChatOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `compare`: its tokens follow a prompt without the chat template, where words begin with another token."""
+    shell = Shell(options)
+    scored: list[Response] = []
+
+    def score(model: Any, tokenizer: Any, prompts: Any, responses: list[Response]) -> list[float]:
+        scored.extend(responses)
+        return [0.0] * len(responses)
+
+    monkeypatch.setattr("rlhf_mini.chat.answers.score_texts", score)
+    printed(shell, "/stage base", "/best-of 2", "Hi", "/stage sft", "Hi")
+    assert [bool(response.ids) for response in scored] == [False, False, True, True]
+
+
 def test_a_chat_is_saved_as_demonstrations(options: ChatOptions, tmp_path: Path) -> None:
     shell = Shell(options)
     with pytest.raises(UserError, match="nothing to save"):
