@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations settings base data bench parity \
-    mutants test lint clean
+    mutants test nightly lint clean
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -45,11 +45,12 @@ help:
 	@echo '  make base      rebuild the base and the judge in data from scratch        25-45 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge     5 s, 0.3 GB'
 	@echo '  make ablations retrain the reward model with one thing changed at a time  15-25 min, 1 GB'
-	@echo '  make settings  retrain PPO with one option changed at a time, 3 seeds   60-90 min, 1 GB'
+	@echo '  make settings  retrain PPO with one option changed at a time, 3 seeds    60-90 min, 1 GB'
 	@echo '  make bench     compare speed and memory of PPO with those of TRL 1.12.0   5-10 min, 2 GB'
 	@echo '  make parity    record tensors of TRL 1.12.0 as test data                  0.5 min, 0.5 GB'
 	@echo '  make mutants   change the code at random and see whether tests notice     5-10 min, 0.5 GB'
 	@echo '  make test      run all tests                                              3-5 min, 1.5 GB'
+	@echo '  make nightly   the tests with random options, files and deaths, many more 10-20 min, 1.5 GB'
 	@echo '  make lint      check the code with ruff and mypy                          0.5 min, 0.5 GB'
 	@echo '  make clean     delete .venv, .trl-1.12 and caches; keep runs/ and data/'
 	@echo
@@ -150,6 +151,10 @@ parity: .trl-1.12/.installed
 # fewest tests would come last, one of which takes longest.
 test: | $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+nightly: | $(INSTALLED)
+	FUZZ=nightly KILLS=200 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile tests/test_fuzz.py \
+	    tests/core/test_resume.py $(ARGS)
 
 # On one core: each mutant's tests run by themselves, and threads would only wait for each other.
 mutants: | $(INSTALLED)

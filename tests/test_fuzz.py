@@ -2,7 +2,7 @@
 
 The suite tries a few hundred cases, always the same ones. At night, try more, and others:
 
-    FUZZ=nightly python -m pytest tests/test_fuzz.py        # 2,000 sets of options and 10,000 files
+    make nightly        # 2,000 sets of options and 10,000 files
 """
 
 import io

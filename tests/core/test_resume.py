@@ -233,7 +233,7 @@ def test_killed_stages_end_with_the_same_weights(world: Path, calm: Path) -> Non
 
 
 def test_stages_killed_at_random_times_end_with_the_same_weights(world: Path, calm: Path) -> None:
-    """KILLS=200 makes it a test for the night."""
+    """`make nightly` kills 200 times."""
     options, seconds = (
         stage_commands(world),
         {stage: read_json(calm / stage / "stage.json")["seconds"] for stage in STEPS},
