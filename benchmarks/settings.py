@@ -3,23 +3,26 @@
     python -m benchmarks.settings --runs seed0,seed1,seed2 --out docs/settings.json
 
 Trains each variant in runs/<run>-ppo-<variant>, unless it is there, and measures it on validation prompts: what the
-reward model says, what gold and the judge by references say, and the KL to SFT. Defaults are chosen by this.
+reward model says, what gold and the judge by references say, and the KL to SFT. Defaults are chosen by this. Three runs
+are too few for an interval, so the tables have the least and the most of them.
 """
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
-from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.checkpoints import load_checkpoint
-from rlhf_mini.core.console import console, run
+from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import write_json
+from rlhf_mini.core.inputs import note_changes
+from rlhf_mini.core.options import command_line
 from rlhf_mini.evaluation.responses import Sampling, gold_of, load_stage
 from rlhf_mini.models.scoring import score_texts, sequence_logprobs
 from rlhf_mini.world.references import score
@@ -40,21 +43,30 @@ MEASURES = ("rm score", "gold", "references", "gold at 0.2", "kl")
 TEMPERATURES = (0.7, 0.2)
 
 
-def train(run_name: str, variant: str, changes: dict[str, Any], runs_dir: str) -> Path:
+def train(run_name: str, variant: str, changed: dict[str, Any], runs_dir: str) -> Path:
     """The folder of the run's variant, trained with the run's own seed if it was not there."""
     original = Path(runs_dir) / run_name
-    seed = load_checkpoint(original / "sft", "sft").info["seed"]
-    options = PPOOptions(run=f"{run_name}-ppo-{variant.replace(' ', '_')}", runs_dir=runs_dir, seed=seed, **changes)
-    for stage in ("sft", "rm"):
-        if not (options.run_dir / stage).exists():
-            shutil.copytree(original / stage, options.run_dir / stage)
+    parents = [load_checkpoint(original / stage, stage) for stage in ("sft", "rm")]
+    name = f"{run_name}-ppo-{variant.replace(' ', '_')}"
+    # A policy that collapses is a result, too.
+    options = PPOOptions(run=name, runs_dir=runs_dir, seed=parents[0].info["seed"], on_collapse="warn", **changed)
+    for parent in parents:
+        if not (options.run_dir / parent.stage).exists():
+            shutil.copytree(parent.path, options.run_dir / parent.stage)
     if not (options.run_dir / "ppo").exists():
         train_ppo(options)
+    ppo = load_checkpoint(options.run_dir / "ppo", "ppo")
+    of_now = {key: value for key, value in asdict(options).items() if key != "on_collapse"}
+    if not of_now.items() <= ppo.info["options"].items() or not all(
+        any(parent.is_parent(known) for known in ppo.info["parents"]) for parent in parents
+    ):
+        raise UserError(f"{options.run_dir} is of other options or another {run_name}: delete it")
+    note_changes([ppo.path])
     return options.run_dir
 
 
-def measure(folder: Path, stage: str, examples: Sequence[Prompt]) -> np.ndarray:
-    """MEASURES of one response of SFT or PPO to each of n prompts: (n, 5)."""
+def measure(folder: Path, stage: str, examples: Sequence[Prompt]) -> list[float]:
+    """MEASURES of SFT's or PPO's responses: means over the prompts, at the same temperatures whatever PPO's was."""
     policy, sft, rm = (load_stage(folder / name, name) for name in (stage, "sft", "rm"))
     prompts = policy.encode([example["prompt"] for example in examples])
     warm, cold = (
@@ -64,17 +76,22 @@ def measure(folder: Path, stage: str, examples: Sequence[Prompt]) -> np.ndarray:
     logprobs, of_sft = (
         sequence_logprobs(model.model, model.tokenizer, prompts, warm, TEMPERATURES[0]) for model in (policy, sft)
     )
+    scores = score_texts(rm.model, rm.tokenizer, prompts, warm)
+    references = [score(example, response.text) for example, response in zip(examples, warm, strict=True)]
     gold, gold_cold = (
         [found.score for found in map(gold_of, examples, responses) if found] for responses in (warm, cold)
     )
-    references = [score(example, response.text) for example, response in zip(examples, warm, strict=True)]
-    scores = score_texts(rm.model, rm.tokenizer, prompts, warm)
-    return np.array([scores, gold, references, gold_cold, np.subtract(logprobs, of_sft)]).T
+    return [mean(scores), mean(gold), mean(references), mean(gold_cold), mean(logprobs) - mean(of_sft)]
 
 
-def row(name: str, estimates: Sequence[Estimate]) -> str:
-    cells = [f"{each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f})" for each in estimates]
-    return f"| {name} | {' | '.join(cells)} |"
+def table(title: str, rows: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[str]:
+    """The mean over runs of each measure, and its least and most, in the form of a page."""
+    yield f"| {title} | {' | '.join(MEASURES)} |"
+    yield "|---" * (1 + len(MEASURES)) + "|"
+    for name, of_runs in rows.items():
+        columns = list(zip(*of_runs, strict=True))
+        cells = [f"{mean(column):+.3f} ({min(column):+.3f} to {max(column):+.3f})" for column in columns]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -90,26 +107,25 @@ def main() -> None:
     arguments = parser.parse_args()
     examples = [example for example in read_prompts(arguments.prompts) if "check" in example]
     runs = arguments.runs.split(",")
-    values: dict[str, list[np.ndarray]] = {}
-    for variant, changes in VARIANTS.items():
+    means: dict[str, list[list[float]]] = {}  # by variant, then by run and measure
+    for variant, changed in VARIANTS.items():
         for name in runs:
-            folder = train(name, variant, changes, arguments.runs_dir)
+            folder = train(name, variant, changed, arguments.runs_dir)
             if variant == "default":
-                values.setdefault("SFT", []).append(measure(folder, "sft", examples))
-            values.setdefault(variant, []).append(measure(folder, "ppo", examples))
-    rows = {name: np.concatenate(of_runs) for name, of_runs in values.items()}  # (r * n, 5)
-    absolute = {name: mean_intervals(rows[name], runs=len(runs)) for name in ("SFT", "default")}
-    others = {
-        name: mean_intervals(rows[name] - rows["default"], runs=len(runs)) for name in VARIANTS if name != "default"
-    }
+                means.setdefault("SFT", []).append(measure(folder, "sft", examples))
+            means.setdefault(variant, []).append(measure(folder, "ppo", examples))
     found = {
-        part: {name: dict(zip(MEASURES, map(asdict, of_row), strict=True)) for name, of_row in of_part.items()}
-        for part, of_part in (("mean", absolute), ("difference from the default", others))
+        "command": command_line("python -m benchmarks.settings"),
+        "runs": runs,
+        "prompts": len(examples),
+        "variants": {name: dict(zip(MEASURES, zip(*rows, strict=True), strict=True)) for name, rows in means.items()},
     }
-    write_json(arguments.out, {"command": f"make settings ARGS='--runs {arguments.runs}'", **found})
-    console.print(f"| | {' | '.join(MEASURES)} |", soft_wrap=True, markup=False)
-    for name, of_row in (absolute | others).items():
-        console.print(row(name, of_row), soft_wrap=True, markup=False)
+    write_json(arguments.out, found)
+    default = np.array(means["default"])
+    absolute = {name: rows for name, rows in means.items() if name in ("SFT", "default")}
+    differences = {name: (np.array(rows) - default).tolist() for name, rows in means.items() if name not in absolute}
+    for line in [*table("mean (least to most of the runs)", absolute), "", *table("minus the default", differences)]:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, read_prompts
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.evaluation.compare import CompareOptions
+from rlhf_mini.evaluation.responses import Sampling, gold_of, load_stage
 from rlhf_mini.models import sampling
 from rlhf_mini.models.text import encode_prompts
+from rlhf_mini.world.references import score
 
 ROOT = Path(__file__).parent.parent
 TINY = GPT2Config(n_embd=4, n_layer=1, n_head=1, vocab_size=10, n_positions=16)
@@ -104,23 +106,34 @@ def test_help() -> None:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_settings_are_compared_prompt_by_prompt(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_jsonl(nano_run.split, [prompt | {"references": ["frog frog"]} for prompt in read_prompts(nano_run.split)])
-    tiny = dict(updates=1, episodes=8, max_new_tokens=6, prompts=nano_run.split, ptx_coef=0.0, evaluation_prompts=2)
-    quiet = dict(save_steps=0, validation_prompts=nano_run.split, on_collapse="warn", warmup_updates=0)
-    monkeypatch.setattr(settings, "VARIANTS", {"default": tiny | quiet, "again": tiny | quiet})
+def test_settings_are_compared_run_by_run(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [prompt | {"references": ["frog frog"]} for prompt in read_prompts(nano_run.split)]
+    write_jsonl(nano_run.split, examples)
+    tiny = dict(updates=2, episodes=8, max_new_tokens=6, prompts=nano_run.split, ptx_coef=0.0, evaluation_prompts=2)
+    tiny |= dict(save_steps=0, validation_prompts=nano_run.split, warmup_updates=0)
+    variants = {"default": tiny, "again": tiny, "learning_rate 1": tiny | dict(learning_rate=0.1)}
+    monkeypatch.setattr(settings, "VARIANTS", variants)
     out = Path(nano_run.runs_dir) / "settings.json"
     arguments = ["--runs", "r", "--runs_dir", nano_run.runs_dir, "--prompts", nano_run.split, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["settings", *arguments])
     settings.main()
-    found = json.loads(out.read_text())
-    assert found["difference from the default"]["again"]["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert found["mean"]["SFT"]["kl"]["mean"] == 0.0 < abs(found["mean"]["default"]["kl"]["mean"])
+    found = json.loads(out.read_text())["variants"]
+    assert found["again"] == found["default"] != found["learning_rate 1"]
+    assert found["SFT"]["kl"] == [0.0] and abs(found["learning_rate 1"]["kl"][0]) > abs(found["default"]["kl"][0])
+    sft = load_stage(nano_run.run_dir / "sft", "sft")
+    said = sft.respond(sft.encode([example["prompt"] for example in examples]), Sampling(48, 0.7, 0), 0)
+    by_gold = [one.score for one in map(gold_of, examples, said) if one]
+    assert found["SFT"]["gold"] == [pytest.approx(sum(by_gold) / 4)]
+    by_references = [score(example, response.text) for example, response in zip(examples, said, strict=True)]
+    assert found["SFT"]["references"] == [pytest.approx(sum(by_references) / 4)]
+
     trained = Path(nano_run.runs_dir) / "r-ppo-again" / "ppo" / "stage.json"
-    assert json.loads(trained.read_text())["seed"] == 0
     before = trained.stat().st_mtime_ns
     settings.main()
     assert trained.stat().st_mtime_ns == before
+    variants["again"] = tiny | dict(kl_coef=0.5)
+    with pytest.raises(UserError, match="r-ppo-again is of other options or another r: delete it"):
+        settings.main()
 
 
 # --- mutants ---------------------------------------------------------------------------------------------------------

@@ -353,6 +353,7 @@ def is_stage_json(info: dict[str, Any]) -> bool:
         and all(isinstance(info.get(key), kind) for key, kind in types.items())
         and all(is_number(info.get(key)) for key in ("seconds", "peak_memory_mb"))
         and isinstance(info.get("stopped", ""), str)
+        and not any("\0" in value for value in info["options"].values() if isinstance(value, str))
         and isinstance(info.get("made_from", {}), dict)
         and all(
             isinstance(checksum, str) and "\0" not in name

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,23 @@ def code_of(modules: Sequence[str]) -> dict[str, str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """Where Python would find it, if not in the standard library or among the installed packages."""
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    for root in (Path.cwd(), ROOT, *(Path(entry) for entry in sys.path if not entry.startswith(tuple(installed)))):
+    """In the current folder, in the project, or where Python finds what is not installed."""
+    for root in (Path.cwd(), ROOT, *map(Path, filter(_is_not_installed, sys.path))):
         base = root.joinpath(*module.split("."))
         for path in (base / "__init__.py", base.with_name(base.name + ".py")):
             if path.is_file():
                 return path
     return None
+
+
+@cache
+def _is_not_installed(entry: object) -> bool:
+    """Whether an entry of sys.path is a folder of the user's, without the standard library or installed packages."""
+    if not isinstance(entry, str):  # Python ignores it
+        return False
+    path, standard = Path(entry).resolve(), {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    packages = {"site-packages", "dist-packages"} & set(path.parts)
+    return not packages and not any(path.is_relative_to(folder.resolve()) for folder in standard)
 
 
 def imported(source: str | bytes, package: str) -> Iterator[str]:
@@ -89,7 +99,7 @@ def imported(source: str | bytes, package: str) -> Iterator[str]:
 
 
 def _shown(path: Path) -> str:
-    """Relative to the project or the current folder, so that the same run has the same inputs on another machine."""
+    """Relative to the project or the current folder, if it is there: so the same run has the same inputs elsewhere."""
     return next((path.relative_to(root) for root in (ROOT, Path.cwd()) if path.is_relative_to(root)), path).as_posix()
 
 
@@ -117,13 +127,22 @@ def changes(folder: Path) -> list[str]:
         if path is None or sha256(path) != then:
             found.append(f"{name} {'is gone' if path is None else 'has changed'}")
     for parent in info["parents"]:
-        now = []
-        for place in (folder.parent / parent["stage"], Path(parent["path"])):  # a copied run has its own
-            with suppress(UserError):  # damaged
-                now += known_by(read_stage_json(place))
+        now = _known_now(folder, info, parent)
         if now and parent.get("files_sha256", parent["sha256"]) not in now:
             found.append(f"the {parent['stage']} that it was built on was trained again")
     return found
+
+
+def _known_now(folder: Path, info: dict[str, Any], parent: dict[str, str]) -> list[str]:
+    """The checksums of the checkpoint that the one in `folder` was built on, as it is today; [] if it is not there."""
+    places = [Path(parent["path"])]
+    if places[0].parent == Path(info["options"].get("runs_dir", ""), info["options"].get("run", "")):
+        places.insert(0, folder.parent / parent["stage"])  # one of the same run, of which a copied run has its own
+    for place in places:
+        with suppress(UserError):  # damaged
+            if found := known_by(read_stage_json(place)):
+                return found
+    return []
 
 
 def in_words(found: Sequence[str]) -> str:

@@ -43,9 +43,11 @@ def check_sft(sft: StageOutput, run_dir: Path) -> list[Finding | None]:
 
 
 def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:
-    # On SFT's responses to validation prompts, if the simulated labelers can judge them, else on held-out rankings.
+    # Judged on the labelers it was trained on: by held-out rankings if it was given rankings, else by simulated ones.
     held_out = rm.share("accuracy/rankings")
-    accuracy, agreement = rm.share("accuracy/training") or held_out, rm.share("agreement/training")
+    given = bool(rm.number("rankings_held_out"))
+    accuracy = held_out if given else rm.share("accuracy/training")
+    agreement = None if given else rm.share("agreement/training")
     share = accuracy.mean if accuracy else None
     among_labelers = agreement.mean if agreement else None
     return [

@@ -67,8 +67,6 @@ def main() -> None:
     if evaluation.runs != arguments.runs:
         raise UserError(f"{arguments.evaluate} is of other runs: {make}")
     for name, summary in zip(arguments.runs, summaries, strict=True):
-        if name not in evaluation.provenance:
-            raise UserError(f"{arguments.evaluate} does not say how {name} was measured: {make}")
         if evaluation.provenance[name].checkpoints != summary.provenance.checkpoints:
             raise UserError(f"{name} was made again since {arguments.evaluate} was measured: {make}")
         for stage in ("sft", "rm", "ppo"):
@@ -77,10 +75,7 @@ def main() -> None:
                 raise UserError(f"{folder} is not up to date: {in_words(found)}; run `make seeds`")
     study = read(Study, arguments.overopt, "run `make overopt`") if arguments.overopt.is_file() else None
     base = load_checkpoint("data/base", "base")
-    try:
-        text = page(arguments.runs, summaries, base.info, evaluation, study)
-    except KeyError as fault:  # a stage, a judge or a measure that the page shows
-        raise UserError(f"the results of these runs lack {fault}: {make}") from None
+    text = page(arguments.runs, summaries, base.info, evaluation, study)
     with replacing(arguments.out) as file:
         file.write(text)
     console.print(f"{arguments.out} written")

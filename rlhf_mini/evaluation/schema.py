@@ -4,9 +4,9 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,13 +25,29 @@ ByJudge = dict[str, dict[str, Estimate]]
 def read(kind: type[T], path: Path, how: str) -> T:
     """The content of a file that `write_json` wrote; `how` says what to do if it is missing, such as "run `make x`".
 
+    Its dicts, too, raise a UserError for a stage, a judge or a measure that they lack.
+
     Raises:
         UserError: there is no such file, it is damaged, or another version of this project wrote it.
     """
+
+    class Found(dict[str, Any]):
+        def __missing__(self, key: str) -> Any:
+            raise UserError(f"{path} lacks {key!r}: {how}")
+
+    def found(value: Any) -> Any:
+        if isinstance(value, dict):
+            return Found({key: found(item) for key, item in value.items()})
+        if isinstance(value, list):
+            return [found(item) for item in value]
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{field.name: found(getattr(value, field.name)) for field in fields(value)})
+        return value
+
     if not path.is_file():
         raise UserError(f"{path} does not exist yet: {how}")
     try:
-        return TypeAdapter(kind).validate_python(read_json(path))
+        return cast(T, found(TypeAdapter(kind).validate_python(read_json(path))))
     except ValidationError:
         raise UserError(f"{path} was written by another version of this project: {how}") from None
 

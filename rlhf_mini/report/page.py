@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template, UndefinedError
+from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
@@ -83,38 +83,33 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
     }
     if study:
         provenance["overopt.json"] = study.provenance
-    try:
-        page = template().render(
-            run=settings.run,
-            watts=settings.watts,
-            style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-            script=Markup((FOLDER / "explorer.js").read_text(encoding="utf-8")),
-            data=script_json(dataclasses.asdict(data)),
-            measures=data.measures,
-            shown=len(data.prompts),
-            compared=len(rows),
-            evaluation=evaluation,
-            summary=summary(evaluation, reward),
-            win_rates=plots.win_rates(evaluation),
-            curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
-            overopt=[
-                plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])
-            ],
-            reward=reward,
-            without_score=names_function(reward) and not settings.reward,
-            how_to_overopt=how_to(run_dir, "overopt"),
-            costs=costs(checkpoints, metrics["ppo"], settings.watts),
-            counted=COUNTED,
-            checkpoints=checkpoints,
-            provenance=provenance,
-            stages=STAGES,
-            titles=STAGE_TITLES,
-            judges={judge: JUDGES[judge] for judge in evaluation.win_rates},
-            pairs=PAIRS,
-            parts=WEIGHTS,
-        )
-    except (KeyError, StopIteration, UndefinedError):  # a stage, a judge or a measure that the page shows
-        raise UserError(f"{run_dir / 'evaluate.json'} lacks a result: {how_to(run_dir, 'evaluate')}") from None
+    page = template().render(
+        run=settings.run,
+        watts=settings.watts,
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup((FOLDER / "explorer.js").read_text(encoding="utf-8")),
+        data=script_json(dataclasses.asdict(data)),
+        measures=data.measures,
+        shown=len(data.prompts),
+        compared=len(rows),
+        evaluation=evaluation,
+        summary=summary(evaluation, reward),
+        win_rates=plots.win_rates(evaluation),
+        curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
+        overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])],
+        reward=reward,
+        without_score=names_function(reward) and not settings.reward,
+        how_to_overopt=how_to(run_dir, "overopt"),
+        costs=costs(checkpoints, metrics["ppo"], settings.watts),
+        counted=COUNTED,
+        checkpoints=checkpoints,
+        provenance=provenance,
+        stages=STAGES,
+        titles=STAGE_TITLES,
+        judges={judge: title for judge, title in JUDGES.items() if judge in evaluation.win_rates},
+        pairs=PAIRS,
+        parts=WEIGHTS,
+    )
     path = run_dir / "report.html"
     with replacing(path) as file:
         file.write(page)
@@ -135,7 +130,7 @@ def read_rows(run_dir: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{run_dir} was not compared yet: {how_to(run_dir, 'compare')}")
     try:
-        TypeAdapter(list[RowKeys]).validate_python(rows)
+        TypeAdapter(list[RowKeys]).validate_python(rows, strict=True)
     except ValidationError:
         raise damaged(run_dir / "compare.jsonl") from None
     return rows
@@ -202,7 +197,10 @@ def summary(evaluation: PooledEvaluation, reward: str = "") -> list[str]:
 
     `reward` is PPO's --reward, "" if it was trained on the run's reward model.
     """
-    judge = next(judge for judge, rates in evaluation.win_rates.items() if judge == "rm" or known(*rates.values()))
+    known_judges = (
+        judge for judge, rates in evaluation.win_rates.items() if judge in JUDGES and known(*rates.values())
+    )
+    judge = next(known_judges, "rm")
     rates = evaluation.win_rates[judge]
     pooled = f" (runs {', '.join(evaluation.runs)} pooled)" if len(evaluation.runs) > 1 else ""
     sentences = [

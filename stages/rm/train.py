@@ -44,6 +44,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
+    Prompt,
     Ranking,
     Response,
     read_demonstrations,
@@ -53,7 +54,7 @@ from rlhf_mini.core.examples import (
 )
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.inputs import inputs_of
-from rlhf_mini.core.rankings import load_labelers, pairs
+from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
@@ -171,9 +172,8 @@ def train_rm(options: RMOptions) -> None:
         groups = [distinct(group) for group in sampled]
         scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
         shares = simulated_evaluation(scores, validation, groups, labelers)
-        if shares and not held_out:  # the labelers rank validation prompts, with responses of the same sources
-            groups = collect(models, tokenizer, validation, encoded_validation, options, "rm: sampling for validation")
-            held_out = rank(validation, groups, labelers["training"], options.seed)
+        if shares and not held_out:
+            held_out = rankings_as_in_training(models, tokenizer, validation, labelers["training"], options)
         if held_out:
             shares |= rankings_evaluation(reward_model, tokenizer, held_out)
 
@@ -211,6 +211,24 @@ def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     with forward_pass(model) as forward:
         scalars = forward(input_ids, rows, keep=rows.last).squeeze(-1).float()
     return scalars + likelihood.term(model, batch)
+
+
+def rankings_as_in_training(
+    models: Models, tokenizer: Tokenizer, validation: Sequence[Prompt], labelers: Sequence[Labeler], options: RMOptions
+) -> list[Ranking]:
+    """Rankings of validation prompts, which tell overfitting: all else is as in training.
+
+    Responses are from the same sources, and no prompt is about a new entity or in a new phrasing. [] if the labelers
+    cannot rank these responses.
+    """
+    prompts = [example for example in validation if example.get("novel", "none") == "none"]
+    encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
+    groups = collect(models, tokenizer, prompts, encoded, options, "rm: sampling for validation")
+    try:
+        return rank(prompts, groups, labelers, options.seed)
+    except UserError as fault:
+        console.print(f"rm: no accuracy on rankings of validation prompts: {fault}", soft_wrap=True)
+        return []
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

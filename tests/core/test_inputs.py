@@ -68,6 +68,12 @@ def test_modules_of_the_users_own_are_followed(tmp_path: Path, monkeypatch: pyte
     assert not own & set(code_of(["mine.rewards"]))
     monkeypatch.syspath_prepend(tmp_path)
     assert len(code_of(["mine.rewards"])) == 4
+    packages = tmp_path / "lib" / "site-packages"
+    shutil.move(tmp_path / "mine", packages / "mine")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages), tmp_path])  # Python ignores what is no text
+    assert set(code_of(["mine.rewards", "elsewhere"])) == {
+        (tmp_path / "elsewhere.py").relative_to(Path.cwd()).as_posix()
+    }
 
 
 # --- a checkpoint that was made from them ----------------------------------------------------------------------------
@@ -76,8 +82,9 @@ def test_modules_of_the_users_own_are_followed(tmp_path: Path, monkeypatch: pyte
 def checkpoint(folder: Path, seed: int = 0, options: dict[str, Any] | None = None, **info: Any) -> Path:
     folder.mkdir(parents=True)
     weights = {"model.safetensors": folder.name + str(seed)}
+    options = {"runs_dir": "runs", "run": folder.parent.name} | (options or {})
     content = {
-        "format": FORMAT, "stage": folder.name, "seed": seed, "options": options or {}, "metrics": {}, "seconds": 1,
+        "format": FORMAT, "stage": folder.name, "seed": seed, "options": options, "metrics": {}, "seconds": 1,
         "peak_memory_mb": 1, "sha256": weights, "parents": [], **info,
     }  # fmt: skip
     (folder / "stage.json").write_text(json.dumps(content))
@@ -120,9 +127,32 @@ def test_a_stage_that_was_trained_again_shows_in_the_next(project: Path) -> None
     assert changes(Path("runs/b/rm")) == []  # no sft to compare with
 
 
+def test_a_copied_run_whose_own_sft_was_trained_again_shows_it(project: Path) -> None:
+    shutil.copytree("runs/a", "runs/b")
+    shutil.rmtree("runs/b/sft")
+    assert changes(Path("runs/b/rm")) == []  # that of the original is as it was
+    checkpoint(Path("runs/b/sft"), seed=1)
+    assert changes(Path("runs/b/rm")) == ["the sft that it was built on was trained again"]
+    assert changes(Path("runs/a/rm")) == []
+
+
+def test_a_checkpoint_of_another_run_is_looked_for_there(project: Path) -> None:
+    checkpoint(Path("runs/c/ppo"), seed=1)
+    parents = [{"stage": "ppo", "path": "runs/a/ppo", "sha256": "ppo0"}]
+    made_from = {"loss.py": sha256(Path("loss.py"))}
+    rm = checkpoint(Path("runs/c/rm"), made_from=made_from, parents=parents)  # a second round of rankings
+    assert changes(rm) == []
+    checkpoint(Path("runs/a/ppo"))
+    assert changes(rm) == []
+    shutil.rmtree("runs/a/ppo")
+    checkpoint(Path("runs/a/ppo"), seed=2)
+    assert changes(rm) == ["the ppo that it was built on was trained again"]
+
+
 def test_what_does_not_say_is_not_up_to_date(project: Path) -> None:
     assert changes(checkpoint(Path("runs/old/rm"))) == ["stage.json does not say what it was made from"]
-    for broken in ("{", "[]", '{"parents": 1}'):
+    odd = json.dumps(json.loads(Path("runs/old/rm/stage.json").read_text()) | {"options": {"init": "a\0b"}})
+    for broken in ("{", "[]", '{"parents": 1}', odd):
         Path("runs/old/rm/stage.json").write_text(broken)
         with pytest.raises(UserError, match="was not written by this project: delete runs/old/rm"):
             changes(Path("runs/old/rm"))
@@ -180,7 +210,8 @@ def test_make_trains_nothing_finished_that_is_not_named(project: Path) -> None:
         Path(name).touch()
     checkpoint(Path("runs/a/ppo"))
 
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    of_make = ("MAKE", "MFLAGS", "RUN", "SEED", "ARGS", "PYTHON", "PIP_ARGS")
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(of_make)}
 
     def planned(*arguments: str) -> list[str]:
         # Under `make test`, make would also say which folder it enters, and take options and variables of that one.

@@ -233,23 +233,28 @@ def test_killed_stages_end_with_the_same_weights(world: Path, calm: Path) -> Non
 
 
 def test_stages_killed_at_random_times_end_with_the_same_weights(world: Path, calm: Path) -> None:
-    """`make nightly` kills 200 times."""
-    options, seconds = (
-        stage_commands(world),
-        {stage: read_json(calm / stage / "stage.json")["seconds"] for stage in STEPS},
-    )
-    kills, rng = int(os.environ.get("KILLS", "3")), random.Random(int(os.environ.get("KILLS_SEED", "0")))
-    while kills > 0:
-        commands = []
-        for stage in list(STEPS) * min(20, -(-kills // 3)):
-            deaths = [f"{rng.uniform(0, seconds[stage] + 0.3):.3f} s", ""]
-            commands += [[where, stage, "--run=random", *options[stage]] for where in deaths]
+    """`make nightly` kills 200 times, and always at other times."""
+    options = stage_commands(world)
+    seconds = {stage: read_json(calm / stage / "stage.json")["seconds"] for stage in STEPS}
+    kills, rng = int(os.environ.get("KILLS", "3")), random.Random()
+    for number in itertools.count():
+        if kills <= 0:
+            break
+        commands = [
+            [where, stage, f"--run=random{number}", *options[stage]]
+            for stage in STEPS
+            for where in (
+                f"{rng.uniform(0, seconds[stage] + 0.3):.3f} s",
+                f"{rng.uniform(0, seconds[stage]):.3f} s",
+                "",
+            )
+        ]
         answers = processes(commands)
-        for (code, printed), (where, *_) in zip(answers, commands, strict=True):
-            assert code == 0 or (where and code == -signal.SIGKILL), printed
+        told = [(where, code, printed) for (where, *_), (code, printed) in zip(commands, answers, strict=True)]
+        assert all(code == 0 or (where and code == -signal.SIGKILL) for where, code, _ in told), told
         kills -= sum(code != 0 for code, _ in answers)  # some were done before
         for stage, last_step in STEPS.items():
-            assert_same(calm / stage, world / "runs" / "random" / stage, last_step)
+            assert_same(calm / stage, world / "runs" / f"random{number}" / stage, last_step)
 
 
 # --- other ends ------------------------------------------------------------------------------------------------------

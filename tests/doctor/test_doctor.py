@@ -18,7 +18,7 @@ import torch
 from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Prompt, Response
-from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.files import read_json, write_jsonl
 from rlhf_mini.doctor import checks
 from rlhf_mini.doctor.__main__ import diagnose
 from rlhf_mini.doctor.checks import Finding
@@ -183,6 +183,18 @@ def test_rm_that_overfits(run: Path) -> None:
     train_rm(rm_options(run.parent.parent, "dice", num_prompts=16, num_train_epochs=60.0))
     said = doctor(run)["rm"]
     assert re.search(r"^warn overfitting \d\d% in training, \d\d% on held-out rankings: it overfits", said, re.M)
+
+
+def test_rm_of_peoples_rankings_is_judged_by_theirs(run: Path) -> None:
+    """They dislike what the simulated labelers like."""
+    folder, rng = run.parent.parent, random.Random(0)
+    said = [["green " + rng.choice(WORDS), rng.choice(["it ", "is "]) + rng.choice(WORDS)] for _ in range(200)]
+    people = [{**prompt(n), "responses": both, "ranks": [2, 1]} for n, both in enumerate(said)]
+    write_jsonl(folder / "rankings.jsonl", people)
+    train_rm(rm_options(folder, rankings=str(folder / "rankings.jsonl")))
+    measured = read_json(run / "rm" / "stage.json")["metrics"]
+    assert measured["accuracy/rankings"]["share"] > 0.8 and measured["accuracy/training"]["share"] < 0.5
+    assert not problems(doctor(run)["rm"]) & {"accuracy", "agreement", "overfitting"}
 
 
 def test_rm_that_does_not_read_the_prompt(run: Path) -> None:

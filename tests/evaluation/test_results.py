@@ -201,7 +201,7 @@ def test_the_commands_name_runs_and_seeds():
         (
             "evaluate.json",
             "lacks",
-            "the results of these runs lack 'gold': run `python -m rlhf_mini.evaluation.evaluate",
+            "evaluate.json lacks 'gold': run `python -m rlhf_mini.evaluation.evaluate",
         ),
         ("overopt.json", "\0", "overopt.json is damaged"),
     ],

@@ -515,7 +515,7 @@ def test_an_evaluation_that_lacks_a_stage_is_one_sentence(copy: ReportOptions) -
     info = json.loads(path.read_text(encoding="utf-8"))
     del info["stages"]["ppo"]["gold"]
     path.write_text(json.dumps(info))
-    with pytest.raises(UserError, match=r"evaluate.json lacks a result: run `python -m rlhf_mini.evaluation.evaluate"):
+    with pytest.raises(UserError, match=r"evaluate.json lacks 'gold': run `python -m rlhf_mini.evaluation.evaluate"):
         write_report(copy, "")
 
 

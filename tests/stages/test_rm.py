@@ -70,6 +70,19 @@ class LikesTheFirst(LikesLength):
         return [1] + [2] * (len(responses) - 1)
 
 
+class RefusesPairs(LikesLength):
+    name = "picky"
+
+    def rank(self, example, responses):
+        if len(responses) == 2 and example["id"] >= "p-2000":
+            raise UserError("a pair is too little")
+        return super().rank(example, responses)
+
+
+def picky_labelers():
+    return [RefusesPairs()]
+
+
 def brief_labelers():
     return [LikesBrevity(), LikesBrevity(), LikesBrevity()]
 
@@ -145,6 +158,21 @@ def options_for(world: Path, **changes) -> RMOptions:
         max_new_tokens=24,
     )
     return RMOptions(**{**defaults, **changes})
+
+
+def test_a_labeler_that_refuses_after_training_costs_a_figure_alone(world, capsys):
+    train_rm(options_for(world, labelers=f"{__name__}:picky_labelers", num_responses=2))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert "accuracy/training" in metrics and "accuracy/rankings" not in metrics
+    assert "no accuracy on rankings of validation prompts: a pair is too little" in capsys.readouterr().out
+
+
+def test_overfitting_is_measured_on_prompts_like_those_of_training(world):
+    of_both = [prompt(n, novel=["none", "entity", "phrasing"][n % 3]) for n in range(2000, 2030)]
+    write_jsonl(world / "novel.jsonl", of_both)
+    train_rm(options_for(world, validation=str(world / "novel.jsonl")))
+    metrics = stage_json(world, "rm")["metrics"]
+    assert metrics["accuracy/rankings"]["prompts"] == 10 and metrics["accuracy/training"]["prompts"] > 20
 
 
 def stage_json(world: Path, stage: str) -> dict:
