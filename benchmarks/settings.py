@@ -34,7 +34,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning_rate 5e-4": dict(learning_rate=5e-4),
     "kl_coef 0.01": dict(kl_coef=0.01),
     "kl_coef 0.05": dict(kl_coef=0.05),
-    "ptx_coef 0": dict(ptx_coef=0.0),
     "ptx_coef 0.1": dict(ptx_coef=0.1),
     "ptx_coef 1": dict(ptx_coef=1.0),
     "temperature 1": dict(temperature=1.0),
