@@ -56,7 +56,7 @@ def train(run_name: str, variant: str, changed: dict[str, Any], runs_dir: str) -
     if not (options.run_dir / "ppo").exists():
         train_ppo(options)
     ppo = load_checkpoint(options.run_dir / "ppo", "ppo")
-    of_now = {key: value for key, value in asdict(options).items() if key != "on_collapse"}
+    of_now = {key: value for key, value in asdict(options).items() if key not in ("runs_dir", "on_collapse")}
     if not of_now.items() <= ppo.info["options"].items() or not all(
         any(parent.is_parent(known) for known in ppo.info["parents"]) for parent in parents
     ):
