@@ -42,7 +42,7 @@ help:
 	@echo
 	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    45-90 min, 1 GB'
 	@echo '  make seeds     train and evaluate five seeds; writes docs/results.md      50-90 min, 1.1 GB'
-	@echo '  make base      rebuild the base and the judge in data from scratch        25-45 min, 1.2 GB'
+	@echo '  make base      rebuild the base and the judge in data from scratch        30-60 min, 1.2 GB'
 	@echo '  make data      rebuild demonstrations and prompts from data/knowledge     5 s, 0.3 GB'
 	@echo '  make ablations retrain the reward model with one thing changed at a time  15-25 min, 1 GB'
 	@echo '  make settings  retrain PPO with one option changed at a time, 3 seeds    60-90 min, 1 GB'
