@@ -49,8 +49,8 @@ help:
 	@echo '  make bench     compare speed and memory of PPO with those of TRL 1.12.0   5-10 min, 2 GB'
 	@echo '  make parity    record tensors of TRL 1.12.0 as test data                  0.5 min, 0.5 GB'
 	@echo '  make mutants   change the code at random and see whether tests notice     5-10 min, 0.5 GB'
-	@echo '  make test      run all tests                                              3-5 min, 1.5 GB'
-	@echo '  make nightly   the randomised tests, with many more cases                 25 min, 1.5 GB'
+	@echo '  make test      run all tests                                              4-7 min, 1.5 GB'
+	@echo '  make nightly   the randomised tests, with many more cases                 25-40 min, 1.5 GB'
 	@echo '  make lint      check the code with ruff and mypy                          0.5 min, 0.5 GB'
 	@echo '  make clean     delete .venv, .trl-1.12 and caches; keep runs/ and data/'
 	@echo

@@ -129,11 +129,10 @@ def test_settings_are_compared_run_by_run(nano_run: CompareOptions, monkeypatch:
 
     trained = Path(nano_run.runs_dir) / "r-ppo-again" / "ppo" / "stage.json"
     before = trained.stat().st_mtime_ns
-    settings.main()
+    settings.train("r", "again", tiny, nano_run.runs_dir)
     assert trained.stat().st_mtime_ns == before
-    variants["again"] = tiny | dict(kl_coef=0.5)
     with pytest.raises(UserError, match="r-ppo-again is of other options or another r: delete it"):
-        settings.main()
+        settings.train("r", "again", tiny | dict(kl_coef=0.5), nano_run.runs_dir)
 
 
 # --- mutants ---------------------------------------------------------------------------------------------------------

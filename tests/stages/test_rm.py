@@ -586,9 +586,9 @@ def test_a_reward_model_starts_from_a_judge(world: Path, _nano_base: Path, tmp_p
 
 
 def test_the_judge_learns_from_votes(tmp_path: Path) -> None:
-    """768 threads leave chance behind; the shipped judge has read 32,000."""
+    """512 threads leave chance behind; the shipped judge has read 32,000."""
     train_judge(
-        load_checkpoint("data/base", "base"), tmp_path, JudgeOptions(threads=768, held_out_threads=128, batch_size=16)
+        load_checkpoint("data/base", "base"), tmp_path, JudgeOptions(threads=512, held_out_threads=128, batch_size=16)
     )
     found = json.loads((tmp_path / "judge" / "stage.json").read_text())
     assert found["metrics"]["accuracy"] > 0.53
