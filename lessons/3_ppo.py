@@ -227,8 +227,7 @@ lesson.predict(guess)
 updates = lesson.size(full=30, nano=4)
 hacked = lesson.train(
     "ppo", "short", reward="stages.ppo.rewards:short", kl_coef=0.0, ptx_coef=0.0, updates=updates, episodes=64,
-    warmup_updates=1, on_collapse="warn", snapshot_steps=updates // 4, save_steps=0, max_new_tokens=options.max_new_tokens,
-    sample_every=updates,
+    warmup_updates=1, on_collapse="warn", snapshot_steps=updates // 4, save_steps=0, sample_every=updates,
 )  # fmt: skip
 
 # %% id="answer-hacking" tags=["answer"] alt="Reward and gold score of the snapshots: the reward rises, gold falls."

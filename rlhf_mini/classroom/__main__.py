@@ -99,7 +99,7 @@ def open_notebook(path: Path, environment: dict[str, str]) -> None:
         "--LabApp.extension_manager=readonly",
     ]
     sys.stdout.flush()
-    os.execve(sys.executable, command, dict(os.environ) | environment)
+    os.execve(sys.executable, command, dict(os.environ) | environment | notebook.QUIET)
 
 
 def parser() -> argparse.ArgumentParser:

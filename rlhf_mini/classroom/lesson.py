@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from IPython import get_ipython
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -88,14 +89,15 @@ class Lesson:
             name: of the variant.
             after: the stages of this run that it builds on (default: all before it). A stage that is already in the
                 variant's folder stays: so a chain of variants is trained by calling this for one stage after another.
-            options: what differs from the stage's defaults; the seed is the run's.
+            options: what differs from the stage's defaults, and from its nano preset at that size; the seed is the run's.
 
         Returns:
             The folder of the trained stage.
         """
         module = importlib.import_module(f"stages.{stage}.options")
         options_of = getattr(module, f"{stage.upper()}Options")
-        settings = options_of(run=name, runs_dir=str(self.folder), **{"seed": self.seed} | options)
+        preset = yaml.safe_load((ROOT / "stages" / stage / "nano.yaml").read_text("utf-8")) if self.nano else {}
+        settings = options_of(**preset | {"seed": self.seed} | options | {"run": name, "runs_dir": str(self.folder)})
         for parent in STAGES[: STAGES.index(stage)] if after is None else after:
             if not (settings.run_dir / parent).exists():
                 shutil.copytree(self.run_dir / parent, settings.run_dir / parent)

@@ -23,6 +23,8 @@ from rlhf_mini.core.translation import problems, read_pieces
 LESSONS = ROOT / "lessons"
 LANGUAGES = ("en", "ko")
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer hangs
+# A library looks for widgets that pages could not show.
+QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -124,11 +126,14 @@ def execute(
         UserError: a cell stopped with an exception; says which cell and which exception.
     """
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(ROOT)}})
-    before = dict(os.environ)
-    os.environ |= environment | {"PYTHONPATH": str(ROOT)}
+    client.create_kernel_manager()
+    client.km.transport = "ipc"  # a file instead of a port that others on the machine could reach
+    before, running = dict(os.environ), "the kernel"
+    os.environ |= environment | QUIET | {"PYTHONPATH": str(ROOT)}
     try:
         with client.setup_kernel():
             for index, cell in enumerate(notebook.cells):
+                running = f"cell {cell.id}"
                 client.execute_cell(cell, index)
                 if on_cell:
                     on_cell(index + 1, len(notebook.cells))
@@ -142,6 +147,11 @@ def execute(
         os.environ.clear()
         os.environ.update(before)
     return notebook
+
+
+def told(fault: Exception) -> str:
+    """An exception in a cell as the kernel tells it, any other one as it is."""
+    return str(getattr(fault, "evalue", "") or fault)
 
 
 def text_of(cell: NotebookNode) -> str:

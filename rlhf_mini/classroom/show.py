@@ -15,7 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def table(columns: Mapping[str, Sequence[Any]], digits: int = 2) -> None:
-    """Prints columns side by side, by their headings. Numbers with a fraction get `digits` of it, an estimate its interval."""
+    """Prints columns side by side, by their headings: numbers with `digits` after the point, an estimate's interval."""
     made = Table()
     for name, values in columns.items():
         numbers = all(isinstance(value, (int, float, Estimate)) for value in values)

@@ -38,8 +38,9 @@ def right(text: str) -> Verdict:
 
 
 def check(function: Callable[Arguments, Verdict]) -> Callable[Arguments, Verdict]:
-    """Makes a check of a function: an answer that is still `...`, or a function that returns it, is not done yet, and an
-    exception in the student's code is told in one sentence.
+    """Makes a check of a function: an answer that is still `...` is not done yet, nor is a function that returns it.
+
+    An exception in the student's code is told in one sentence.
     """
 
     @wraps(function)
