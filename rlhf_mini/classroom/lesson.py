@@ -89,7 +89,7 @@ class Lesson:
             name: of the variant.
             after: the stages of this run that it builds on (default: all before it). A stage that is already in the
                 variant's folder stays: so a chain of variants is trained by calling this for one stage after another.
-            options: what differs from the stage's defaults, and from its nano preset at that size; the seed is the run's.
+            options: what differs from the stage's defaults (at nano size, from its nano preset); the seed is the run's.
 
         Returns:
             The folder of the trained stage.

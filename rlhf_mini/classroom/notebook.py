@@ -126,8 +126,7 @@ def execute(
         UserError: a cell stopped with an exception; says which cell and which exception.
     """
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(ROOT)}})
-    client.create_kernel_manager()
-    client.km.transport = "ipc"  # a file instead of a port that others on the machine could reach
+    client.create_kernel_manager().transport = "ipc"  # a file instead of a port that others on the machine could reach
     before, running = dict(os.environ), "the kernel"
     os.environ |= environment | QUIET | {"PYTHONPATH": str(ROOT)}
     try:
