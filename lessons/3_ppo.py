@@ -294,7 +294,7 @@ for finding in check_stage(hacked.parent, "ppo", read_stage(hacked.parent, "ppo"
 # **3. Reward and gold both rise for a while; then gold falls while the reward goes on rising. What helps?**
 #
 # <details><summary>Train longer.</summary>No. Each further step moves away from what labelers would like: this is
-# over-optimisation (Gao et al. 2022). See lesson 4 and `make overopt`.</details>
+# over-optimisation (Gao et al. 2022); `make overopt` measures it.</details>
 # <details><summary>A larger batch.</summary>No. It makes the gradient less noisy, and the wrong target is followed more
 # exactly.</details>
 # <details><summary>A higher KL coefficient, or stopping earlier.</summary>Right. Both keep the policy where the reward
@@ -313,7 +313,7 @@ for finding in check_stage(hacked.parent, "ppo", read_stage(hacked.parent, "ppo"
 #   appendix C.4). Here it has one million, and samples at a lower temperature.
 # - The paper's value model starts from the reward model, as here; its policy and value losses were minimised together
 #   or apart, the paper does not say. Here they are two optimisers.
-# - Hacking a reward of one line is easy to see. Hacking a reward model that reads is slower and subtler: lesson 4.
+# - Hacking a reward of one line is easy to see. Hacking a reward model that reads is slower and subtler: `make overopt`.
 
 # %% id="finish"
 lesson.finish()
