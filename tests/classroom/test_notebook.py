@@ -99,6 +99,13 @@ def test_a_cell_that_fails_is_named_and_the_environment_is_as_before(monkeypatch
     assert "PRESET" not in __import__("os").environ
 
 
+def test_a_problem_that_the_reader_can_fix_is_one_sentence_not_a_traceback() -> None:
+    failing = code("from rlhf_mini.core.console import UserError\nraise UserError('write your guess')")
+    with pytest.raises(UserError, match="UserError: write your guess"):
+        notebook.execute(failing, {})
+    assert failing.cells[0].outputs[0].traceback == ["error: write your guess"]
+
+
 # --- what every lesson has -------------------------------------------------------------------------------------------
 
 
