@@ -45,7 +45,7 @@ class ReportOptions(RunOptions):
     """Options of `python -m rlhf_mini.report`."""
 
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
-    language: Language = option("en", "Language of the page; prompts and responses stay as they are.")
+    language: Language = option("en", "Language of the page, en or ko; prompts and responses stay as they are.")
     microscope_prompts: NonNegativeInt = option(120, "Prompts whose SFT and PPO responses are shown token by token.")
     reward: str = option(
         "", "If PPO was trained on a function: its package.module:function again, which allows to run its code."
