@@ -375,7 +375,7 @@ def ratings_table(evaluation: Evaluation) -> Table:
 def baselines_table(evaluation: PooledEvaluation) -> Table:
     table = grid("Baselines", "", "gold", "95 %", "PPO minus it", "95 %", "task", "truthful")
     rows = []
-    for one in evaluation.compared():
+    for one in evaluation.compared().values():
         parts = [decimal(one.estimates[part].mean) for part in ("task", "truthful")]
         rows.append([one.title, *cells(one.estimates["gold"]), *cells(one.ppo_minus), *parts])
     return grid_of(table, rows)

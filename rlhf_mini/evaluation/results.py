@@ -290,7 +290,7 @@ def ratings_table(evaluation: Evaluation) -> str:
 
 def baselines_table(evaluation: PooledEvaluation) -> str:
     rows = []
-    for one in evaluation.compared():
+    for one in evaluation.compared().values():
         both = (with_interval(estimate, decimal) for estimate in (one.estimates["gold"], one.ppo_minus))
         rows.append([one.title, one.how, *both, *(decimal(one.estimates[part].mean) for part in WEIGHTS)])
     return table(["", "what it is", "gold", "PPO minus it", *WEIGHTS], rows)

@@ -231,15 +231,15 @@ class PooledEvaluation(Evaluation):
     diversity: dict[str, Diversity]
     """Of SFT and PPO."""
 
-    def compared(self) -> list[Baseline]:
-        """SFT, the baselines and PPO, in one form for tables."""
+    def compared(self) -> dict[str, Baseline]:
+        """SFT, the baselines and PPO by name, in one form for tables."""
         sft, ppo = self.stages["sft"], self.stages["ppo"]
         nothing = Estimate(math.nan, math.nan, math.nan)
-        return [
-            Baseline(title="SFT", how="", prompts=self.prompts, estimates=sft, ppo_minus=ppo["gold_minus_sft"]),
-            *self.baselines.values(),
-            Baseline(title="PPO", how="", prompts=self.prompts, estimates=ppo, ppo_minus=nothing),
-        ]
+        return {
+            "sft": Baseline(title="SFT", how="", prompts=self.prompts, estimates=sft, ppo_minus=ppo["gold_minus_sft"]),
+            **self.baselines,
+            "ppo": Baseline(title="PPO", how="", prompts=self.prompts, estimates=ppo, ppo_minus=nothing),
+        }
 
 
 # --- overopt.json ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Work:
     """Tokens that went through one model for one purpose."""
 
     what: str
+    """Its key among the report's texts, after "work."."""
     per_parameter: int
     """FLOPs for each parameter and token: 2 forward, 6 forward and backward (arXiv 2001.08361, section 2.1)."""
     parameters: int
@@ -108,7 +109,7 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
         if not options.get("ptx_coef"):
             return [training]
         texts = options["ptx_batch_size"] * passes / options["batch_size"]
-        return [training, Work("pretraining texts", 6, language_model, texts * text_length(options["ptx_texts"]))]
+        return [training, Work("pretraining_texts", 6, language_model, texts * text_length(options["ptx_texts"]))]
     if stage == "rm":
         some = drawn(read_rankings(checkpoint.path / "rankings.jsonl"))
         ranked = mean(len(example["responses"]) for example in some)
@@ -128,15 +129,15 @@ def work(stage: str, checkpoints: Mapping[str, Checkpoint], iterations: Sequence
     ptx = []
     if options["ptx_coef"] > 0:
         texts = options["ptx_batch_size"] * len(iterations) * options["num_ppo_epochs"] * options["num_minibatches"]
-        ptx = [Work("PPO-ptx", 6, language_model, texts * text_length(options["ptx_texts"]))]
-    reward = [] if names_function(options["reward"]) else [Work("reward model", 2, scalar_model, tokens)]
+        ptx = [Work("ptx", 6, language_model, texts * text_length(options["ptx_texts"]))]
+    reward = [] if names_function(options["reward"]) else [Work("reward_model", 2, scalar_model, tokens)]
     return [
         Work("rollout", 2, language_model, tokens),
-        Work("SFT's log-probabilities", 2, language_model, tokens),
+        Work("sft_logprobs", 2, language_model, tokens),
         Work("values", 2, scalar_model, tokens),
         *reward,
-        Work("training the policy", 6, language_model, tokens * options["num_ppo_epochs"]),
-        Work("training the value model", 6, scalar_model, tokens * options["num_ppo_epochs"]),
+        Work("policy", 6, language_model, tokens * options["num_ppo_epochs"]),
+        Work("value_model", 6, scalar_model, tokens * options["num_ppo_epochs"]),
         *ptx,
     ]
 

@@ -4,7 +4,7 @@
 // the dataclasses Explorer, ShownPrompt, Answer, Look and Measure. This file uses their field names.
 "use strict";
 (() => {
-  const { stages, measures, prompts } = JSON.parse(document.getElementById("data").textContent);
+  const { stages, measures, prompts, texts } = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const LIST_LENGTH = 6; // prompts listed at a time
   const FULL_COLOUR = 0.65; // opacity of the colour behind a token whose measure is at the end of the scale or beyond
@@ -20,7 +20,9 @@
     return (x > 0 ? "+" : x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
   }
   const plain = (x, digits = 2) => (x === null ? "–" : x.toFixed(digits).replace("-", "−"));
-  const words = (name) => name.split("_").join(" ");
+  // A fixed text of the page, filled in; and what a use case, a kind or a part is called.
+  const say = (key, values = {}) => texts[`script.${key}`].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  const named = (what, name) => texts[`${what}.${name}`] ?? name.split("_").join(" ");
 
   // --- the prompts ---------------------------------------------------------------------------------------------------
 
@@ -45,11 +47,11 @@
   };
   let order = "file", matches = prompts, current = prompts[0];
 
-  function fillSelect(select, values) {
+  function fillSelect(select, what, values) {
     const counts = new Map();
     for (const value of values) if (value) counts.set(value, (counts.get(value) ?? 0) + 1);
     for (const [value, count] of [...counts].sort((a, b) => b[1] - a[1])) {
-      select.append(make("option", { value }, `${words(value)} (${count})`));
+      select.append(make("option", { value }, `${named(what, value)} (${count})`));
     }
     select.closest("label").hidden = counts.size === 0;
   }
@@ -86,15 +88,15 @@
 
   function show(setAddress = true) { // the address names the prompt only once the reader has moved
     const at = matches.indexOf(current);
-    byId("place").textContent = !matches.length ? "No prompt matches. Relax or clear the filters."
-      : at < 0 ? `The filters hide this linked prompt; ${matches.length} others match`
-        : `Prompt ${at + 1} of ${matches.length}`;
+    byId("place").textContent = !matches.length ? say("no_match")
+      : at < 0 ? say("hidden", { number: matches.length })
+        : say("place", { at: at + 1, number: matches.length });
     byId("shown").hidden = !matches.length;
     byId("microscope").hidden = !matches.length;
     const start = Math.max(0, at) - (Math.max(0, at) % LIST_LENGTH);
     byId("near").start = start + 1;
     byId("near").replaceChildren(...matches.slice(start, start + LIST_LENGTH).map((prompt) => {
-      const button = make("button", { type: "button" }, make("span", {}, prompt.messages[prompt.messages.length - 1].content),
+      const button = make("button", { type: "button" }, make("span", { lang: "en" }, prompt.messages[prompt.messages.length - 1].content),
         make("span", { className: "number" }, signed(prompt.gain)));
       if (prompt === current) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => {
@@ -108,9 +110,10 @@
     byId("prompt").replaceChildren(...current.messages.map(({ role, content }) => (
       make("p", { className: role }, make("b", {}, `${role}: `), content))));
     byId("about").textContent = [
-      current.id, words(current.use_case), words(current.kind),
-      current.novel && current.novel !== "none" ? `unseen ${current.novel === "both" ? "entity and phrasing" : current.novel}` : "",
-      current.disagreement > 0 ? "RM and gold disagree on SFT vs PPO" : "",
+      current.id, named("use_case", current.use_case), named("kind", current.kind),
+      current.novel && current.novel !== "none"
+        ? say("unseen", { what: current.novel === "both" ? say("both") : named("novel", current.novel) }) : "",
+      current.disagreement > 0 ? say("disagree") : "",
     ].filter(Boolean).join(" · ");
     byId("answers").replaceChildren(...Object.keys(stages).map(answerColumn));
     byId("answers").classList.toggle("with-microscope", Boolean(byId("answers").querySelector("button")));
@@ -130,18 +133,18 @@
 
   function answerColumn(stage) {
     const answer = current.answers[stage];
-    const numbers = [["gold", plain(answer.gold)], ["RM", signed(answer.rm_score)]];
-    if (stage === "ppo") numbers.push(["log-ratio to SFT", plain(answer.log_ratio, 1)]);
-    numbers.push(["tokens", String(answer.tokens ?? "–")]);
-    const parts = Object.entries(answer.parts).map(([part, value]) => `${part} ${plain(value)}`);
+    const numbers = [[say("gold"), plain(answer.gold)], [say("rm"), signed(answer.rm_score)]];
+    if (stage === "ppo") numbers.push([say("log_ratio"), plain(answer.log_ratio, 1)]);
+    numbers.push([say("tokens"), String(answer.tokens ?? "–")]);
+    const parts = Object.entries(answer.parts).map(([part, value]) => `${named("part", part)} ${plain(value)}`);
     const column = make("section", { className: `answer ${stage}` },
-      make("h3", {}, stages[stage], make("span", { className: "badge" }, current.winner === stage ? "best by gold" : "")),
-      make("p", { className: "response" }, answer.text || "(empty)",
-        make("i", {}, answer.ended ? "" : " (truncated)")),
+      make("h3", {}, stages[stage], make("span", { className: "badge" }, current.winner === stage ? say("best") : "")),
+      make("p", { className: "response", lang: "en" }, answer.text || say("empty"),
+        make("i", {}, answer.ended ? "" : ` ${say("truncated")}`)),
       make("dl", {}, ...numbers.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
       make("p", { className: "parts" }, parts.join(", ")));
     if (current.looks[stage]) {
-      const button = make("button", { type: "button", className: "no-print" }, "Show tokens");
+      const button = make("button", { type: "button", className: "no-print" }, say("show_tokens"));
       button.addEventListener("click", () => {
         document.forms.lens.elements.which.value = stage;
         showTokens();
@@ -165,7 +168,7 @@
   }
   // [name, text] of everything that is measured at token n.
   function numbersOf(look, n) {
-    return [["log p", plain(look.logprob[n])], ["SFT's log p", plain(look.ref_logprob[n])],
+    return [[say("log_p"), plain(look.logprob[n])], [say("sft_log_p"), plain(look.ref_logprob[n])],
       ...Object.entries(measures).map(([name, { title }]) => [title, signed(look.measures[name][n], 3)])];
   }
 
@@ -177,8 +180,8 @@
     const { title, how, scale } = measures[measure];
     byId("how").textContent = `${title}: ${how}`;
     byId("low").textContent = signed(-scale);
-    byId("high").textContent = `${signed(scale)} or beyond`;
-    byId("score").textContent = `Score of the whole response: ${signed(look.score)}.`;
+    byId("high").textContent = say("beyond", { value: signed(scale) });
+    byId("score").textContent = say("score", { score: signed(look.score) });
     byId("tokens").replaceChildren(...look.text.map((text, n) => {
       const value = look.measures[measure][n];
       const end = current.answers[stage].ended && n === look.text.length - 1;
@@ -186,13 +189,13 @@
         end ? " ⟨end⟩" : visible(text));
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
-      span.setAttribute("aria-label", `${end ? "end of text" : text}: ${title} ${signed(value)}`);
+      span.setAttribute("aria-label", `${end ? say("end") : text}: ${title} ${signed(value)}`);
       span.style.setProperty("--strength", (FULL_COLOUR * Math.min(1, Math.abs(value) / scale)).toFixed(2));
       span.addEventListener("pointerenter", () => readOut(n));
       span.addEventListener("focus", () => readOut(n));
       return span;
     }));
-    const head = ["token", "log p", "SFT's log p", ...titles, "SFT's top token", "its log p"];
+    const head = [say("token"), say("log_p"), say("sft_log_p"), ...titles, say("sft_top"), say("its_log_p")];
     byId("numbers").replaceChildren(
       make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...look.text.map((text, n) => make("tr", {}, make("th", { scope: "row" }, JSON.stringify(text)),
@@ -207,13 +210,13 @@
       span.tabIndex = at === n ? 0 : -1;
       span.setAttribute("aria-selected", String(at === n));
     });
-    byId("token").textContent = `${JSON.stringify(look.text[n])}, token ${n + 1} of ${look.text.length}`;
+    byId("token").textContent = say("at_token", { text: JSON.stringify(look.text[n]), at: n + 1, number: look.text.length });
     byId("readout").replaceChildren(...numbersOf(look, n).map(([name, number]) => (
       make("div", { className: name === measures[measure].title ? "chosen" : "" },
         make("dt", {}, name), make("dd", {}, number)))));
     byId("ref-top").textContent = look.ref_top[n] === look.text[n]
-      ? "SFT's most likely token here is the same."
-      : `SFT's most likely token here is ${JSON.stringify(look.ref_top[n])} (log p ${plain(look.ref_top_logprob[n])}).`;
+      ? say("same_top")
+      : say("other_top", { token: JSON.stringify(look.ref_top[n]), number: plain(look.ref_top_logprob[n]) });
   }
 
   byId("tokens").addEventListener("keydown", (event) => {
@@ -227,8 +230,8 @@
 
   // --- the controls --------------------------------------------------------------------------------------------------
 
-  fillSelect(filters.elements.use, prompts.map((prompt) => prompt.use_case));
-  fillSelect(filters.elements.novel, prompts.map((prompt) => prompt.novel));
+  fillSelect(filters.elements.use, "use_case", prompts.map((prompt) => prompt.use_case));
+  fillSelect(filters.elements.novel, "novel", prompts.map((prompt) => prompt.novel));
   filters.addEventListener("input", () => refresh(true));
   filters.addEventListener("reset", () => setTimeout(() => refresh(true)));
   filters.addEventListener("submit", (event) => event.preventDefault());

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from rlhf_mini.core.console import console, track
 from rlhf_mini.core.examples import Messages, Response
+from rlhf_mini.core.texts import Texts
 from rlhf_mini.evaluation.answers import STAGES, mixed
 from rlhf_mini.report.cost import STAGE_TITLES
 from rlhf_mini.world.gold import WEIGHTS
@@ -142,6 +143,8 @@ class Explorer:
     """Name and title, in the order of training."""
     measures: dict[str, Measure]
     prompts: list[ShownPrompt]
+    texts: dict[str, str]
+    """What the page says, with {words in braces} to fill in, and the names of parts, use cases and kinds."""
 
 
 # --- choosing prompts ------------------------------------------------------------------------------------------------
@@ -233,13 +236,17 @@ def colour_scale(columns: Iterable[Sequence[float | None]]) -> float:
 # --- packing ---------------------------------------------------------------------------------------------------------
 
 
-def pack_explorer(rows: Sequence[Row], looks: Mapping[int, dict[str, Look]]) -> Explorer:
+def pack_explorer(rows: Sequence[Row], looks: Mapping[int, dict[str, Look]], texts: Texts) -> Explorer:
     """Packs rows and looks for the page. Rows that have a look come first where there is no room for all."""
     from rlhf_mini.evaluation.microscope import MEASURES
 
     taken = [look for by_stage in looks.values() for look in by_stage.values()]
     measures = {
-        name: Measure(title, how, colour_scale(look.measures[name] for look in taken))
+        name: Measure(
+            texts.of(f"measure.{name}.title", title),
+            texts.of(f"measure.{name}.how", how),
+            colour_scale(look.measures[name] for look in taken),
+        )
         for name, (title, how) in MEASURES.items()
     }
     fitting_looks = dict(fitting(looks.items(), MAX_BYTES["looks"]))
@@ -250,6 +257,7 @@ def pack_explorer(rows: Sequence[Row], looks: Mapping[int, dict[str, Look]]) -> 
         stages={name: STAGE_TITLES[name] for name in STAGES},
         measures=measures,
         prompts=[dataclasses.replace(prompts[i], looks=fitting_looks.get(i, {})) for i in sorted(prompts)],
+        texts=texts.starting("script.", "part.", "use_case.", "kind.", "novel."),
     )
 
 

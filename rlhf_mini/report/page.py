@@ -1,6 +1,7 @@
 """Builds the report of a run, one HTML file that needs nothing else: runs/<run>/report.html.
 
     python -m rlhf_mini.report --run seed0
+    python -m rlhf_mini.report --run seed0 --language ko    # in Korean: runs/<run>/report.ko.html
 
 Reads what `make compare`, `make evaluate` and, if it was run, `make overopt` measured, puts some responses under the
 token microscope, and fills in page.html.jinja. The page opens from the disk and makes no network requests. Text of
@@ -13,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import damaged, plain, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
+from rlhf_mini.core.texts import Language, Texts, load_texts
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
@@ -42,6 +45,7 @@ class ReportOptions(RunOptions):
     """Options of `python -m rlhf_mini.report`."""
 
     base: str = option("data/base", "The pretrained checkpoint that SFT started from.")
+    language: Language = option("en", "Language of the page, en or ko; prompts and responses stay as they are.")
     microscope_prompts: NonNegativeInt = option(120, "Prompts whose SFT and PPO responses are shown token by token.")
     reward: str = option(
         "", "If PPO was trained on a function: its package.module:function again, which allows to run its code."
@@ -54,7 +58,8 @@ def main() -> None:
     settings = parse_options(
         ReportOptions,
         prog="python -m rlhf_mini.report",
-        description="Builds the report of a run, one HTML file that needs nothing else: RUNS_DIR/RUN/report.html.",
+        description="Builds the report of a run, one HTML file that needs nothing else: RUNS_DIR/RUN/report.html, "
+        "or report.ko.html in Korean.",
     )
     path = write_report(settings, command_line("python -m rlhf_mini.report"))
     console.print(f"report: {path} written, {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
@@ -68,7 +73,7 @@ def write_report(settings: ReportOptions, command: str) -> Path:
 
 
 def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, Checkpoint]) -> Path:
-    run_dir = settings.run_dir
+    run_dir, texts = settings.run_dir, load_texts(FOLDER / "texts", settings.language)
     rows = read_rows(run_dir)
     evaluation = read_evaluation(run_dir, checkpoints)
     study = read_study(run_dir, checkpoints)
@@ -76,14 +81,15 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
     reward = str(checkpoints["ppo"].info["options"].get("reward", ""))
 
     looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed), settings.reward)
-    data = pack_explorer(rows, looks)
+    data = pack_explorer(rows, looks, texts)
     provenance: dict[str, Any] = {
-        "this page": {"command": command, "options": dataclasses.asdict(settings)},
+        texts("provenance.page"): {"command": command, "options": dataclasses.asdict(settings)},
         "evaluate.json": evaluation.provenance,
     }
     if study:
         provenance["overopt.json"] = study.provenance
-    page = template().render(
+    page = template(texts).render(
+        language=settings.language,
         run=settings.run,
         watts=settings.watts,
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
@@ -93,24 +99,28 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
         shown=len(data.prompts),
         compared=len(rows),
         evaluation=evaluation,
-        summary=summary(evaluation, reward),
-        win_rates=plots.win_rates(evaluation),
-        curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {})),
-        overopt=[plots.over_optimization(scenario, n) for n, scenario in enumerate(study.scenarios if study else [])],
+        summary=summary(texts, evaluation, reward),
+        win_rates=plots.win_rates(evaluation, texts),
+        curves=plots.learning_curves(metrics, checkpoints["rm"].info.get("metrics", {}), texts),
+        overopt=[
+            plots.over_optimization(scenario, n, texts) for n, scenario in enumerate(study.scenarios if study else [])
+        ],
         reward=reward,
         without_score=names_function(reward) and not settings.reward,
-        how_to_overopt=how_to(run_dir, "overopt"),
+        command_for_overopt=tool_command(run_dir, "overopt"),
         costs=costs(checkpoints, metrics["ppo"], settings.watts),
         counted=COUNTED,
         checkpoints=checkpoints,
         provenance=provenance,
         stages=STAGES,
         titles=STAGE_TITLES,
-        judges={judge: title for judge, title in JUDGES.items() if judge in evaluation.win_rates},
-        pairs=PAIRS,
+        judges={
+            judge: texts.of(f"judge.{judge}", title) for judge, title in JUDGES.items() if judge in evaluation.win_rates
+        },
+        pairs={pair: texts.of(f"pair.{pair}", title) for pair, title in PAIRS.items()},
         parts=WEIGHTS,
     )
-    path = run_dir / "report.html"
+    path = run_dir / ("report.html" if settings.language == "en" else f"report.{settings.language}.html")
     with replacing(path) as file:
         file.write(page)
     return path
@@ -171,11 +181,14 @@ def read_study(run_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> Study | 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def template() -> Template:
+def template(texts: Texts) -> Template:
+    """The page, to be filled in. In it, `t` is a fixed text, and `of` and `named` are as in `Texts`."""
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "share": share, "number": number, "elo": elo, "flops": power_of_ten, "csp_hash": csp_hash, "pretty": pretty,
+        "share": partial(share, texts), "number": partial(number, texts), "elo": partial(elo, texts),
+        "flops": power_of_ten, "csp_hash": csp_hash, "pretty": pretty,
     }  # fmt: skip
+    environment.globals |= {"t": texts.html, "of": texts.of, "named": texts.named}
     return environment.get_template("page.html.jinja")
 
 
@@ -192,7 +205,7 @@ def csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def summary(evaluation: PooledEvaluation, reward: str = "") -> list[str]:
+def summary(texts: Texts, evaluation: PooledEvaluation, reward: str = "") -> list[str]:
     """Three sentences about the results; one whose numbers could not be measured is left out.
 
     `reward` is PPO's --reward, "" if it was trained on the run's reward model.
@@ -202,34 +215,30 @@ def summary(evaluation: PooledEvaluation, reward: str = "") -> list[str]:
     )
     judge = next(known_judges, "rm")
     rates = evaluation.win_rates[judge]
-    pooled = f" (runs {', '.join(evaluation.runs)} pooled)" if len(evaluation.runs) > 1 else ""
+    pooled = texts("summary.pooled", runs=", ".join(evaluation.runs)) if len(evaluation.runs) > 1 else ""
     sentences = [
-        f"On {evaluation.prompts:,} prompts held out from the training of SFT, RM and PPO{pooled}, SFT's response "
-        f"beats the base model's on {share(rates['sft/base'])} and PPO's beats SFT's on {share(rates['ppo/sft'])}, "
-        f"judged by the {JUDGES[judge]}."
-    ]
+        texts(
+            "summary.wins", prompts=f"{evaluation.prompts:,}", pooled=pooled, sft=share(texts, rates["sft/base"]),
+            ppo=share(texts, rates["ppo/sft"]), judge=texts.of(f"judge.{judge}", JUDGES[judge]),
+        )
+    ]  # fmt: skip
     base, sft, ppo = (evaluation.stages[stage] for stage in STAGES)
-
-    def brief(estimate: Estimate) -> str:
-        return number(estimate, interval=False)
-
+    brief = partial(number, texts, interval=False)
     golds, scores = [stage["gold"] for stage in (base, sft, ppo)], [stage["rm_score"] for stage in (sft, ppo)]
     if known(*golds, *scores):
-        relation = "was not trained on" if reward else "was trained on"
-        sentences.append(
-            f"The gold score, the true quality of a response from 0 to 1, which no stage is trained on, is "
-            f"{brief(golds[0])} for the base model, {brief(golds[1])} for SFT and {brief(golds[2])} for PPO. "
-            f"The reward model's score, which PPO {relation}, goes from {brief(scores[0])} to {brief(scores[1])}."
-        )
+        of_stages = dict(zip(("base", "sft", "ppo", "before", "after"), map(brief, [*golds, *scores]), strict=True))
+        sentences.append(texts("summary.scores_own_reward" if reward else "summary.scores", **of_stages))
     changes = {part: ppo[part].mean - sft[part].mean for part in WEIGHTS if known(sft[part], ppo[part])}
     if changes:
         most, least = max(changes, key=lambda part: changes[part]), min(changes, key=lambda part: changes[part])
-        first, second = (f"“{part}” ({brief(sft[part])} to {brief(ppo[part])})" for part in (most, least))
-        lost = "lost most" if changes[least] < 0 else "gained least"
         sentences.append(
-            f"From SFT to PPO, the part of the gold score that gained most is {first}, and the one that {lost} is "
-            f"{second}. PPO's KL to SFT is {brief(ppo['kl'])} nats per response."
-        )
+            texts(
+                "summary.lost" if changes[least] < 0 else "summary.gained",
+                most=texts.named("part", most), most_before=brief(sft[most]), most_after=brief(ppo[most]),
+                least=texts.named("part", least), least_before=brief(sft[least]), least_after=brief(ppo[least]),
+                kl=brief(ppo["kl"]),
+            )
+        )  # fmt: skip
     return sentences
 
 
@@ -240,25 +249,25 @@ def known(*estimates: Estimate) -> bool:
     return not any(math.isnan(estimate.mean) for estimate in estimates)
 
 
-def share(estimate: Estimate, interval: bool = True) -> str:
+def share(texts: Texts, estimate: Estimate, interval: bool = True) -> str:
     """A share as a percentage with its interval: 80% (78 to 83%)."""
-    return formatted(estimate, lambda x: f"{100 * x:.0f}", "%", interval)
+    return formatted(texts, estimate, lambda x: f"{100 * x:.0f}", "%", interval)
 
 
-def number(estimate: Estimate, interval: bool = True) -> str:
-    return formatted(estimate, lambda x: f"{x:.2f}".replace("-", "−"), "", interval)
+def number(texts: Texts, estimate: Estimate, interval: bool = True) -> str:
+    return formatted(texts, estimate, lambda x: f"{x:.2f}".replace("-", "−"), "", interval)
 
 
-def elo(estimate: Estimate) -> str:
+def elo(texts: Texts, estimate: Estimate) -> str:
     fixed = estimate == Estimate(0.0, 0.0, 0.0)  # the player that the others are measured against
-    return formatted(estimate, lambda x: f"{x:.0f}".replace("-", "−"), "", interval=not fixed)
+    return formatted(texts, estimate, lambda x: f"{x:.0f}".replace("-", "−"), "", interval=not fixed)
 
 
-def formatted(estimate: Estimate, form: Callable[[float], str], unit: str, interval: bool) -> str:
+def formatted(texts: Texts, estimate: Estimate, form: Callable[[float], str], unit: str, interval: bool) -> str:
     if not known(estimate):
         return "–"
-    around = f" ({form(estimate.low)} to {form(estimate.high)}{unit})" if interval else ""
-    return f"{form(estimate.mean)}{unit}{around}"
+    around = texts("number.range", low=form(estimate.low), high=f"{form(estimate.high)}{unit}")
+    return f"{form(estimate.mean)}{unit}" + (f" ({around})" if interval else "")
 
 
 def power_of_ten(value: float | None) -> str:

@@ -2,12 +2,13 @@
 
 Matplotlib draws with placeholder colours, and each placeholder is then replaced by a CSS variable, so that one drawing
 serves light mode, dark mode and print. Series also differ in marker and line style, never in colour alone. Text stays
-text. The same numbers give the same bytes.
+text, in the font of the page; only its width is guessed. The same numbers give the same bytes.
 """
 
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,8 +18,9 @@ from markupsafe import Markup
 
 from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.files import is_number
+from rlhf_mini.core.texts import Texts
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
-from rlhf_mini.evaluation.overopt.curves import BEST_OF_N, distance, titled
+from rlhf_mini.evaluation.overopt.curves import distance
 from rlhf_mini.evaluation.schema import Fit, Point, PooledEvaluation, Scenario
 from rlhf_mini.evaluation.tables import percent
 
@@ -69,21 +71,25 @@ class Series:
 # --- the report's plots -----------------------------------------------------------------------------------------------
 
 
-def win_rates(evaluation: PooledEvaluation) -> Markup:
+def win_rates(evaluation: PooledEvaluation, texts: Texts) -> Markup:
     """The win rate of each pair of stages by each judge."""
+    judges = {judge: texts.of(f"judge.{judge}", title) for judge, title in JUDGES.items()}
     rows = [
-        (title, [(JUDGES[judge], rates[pair]) for judge, rates in evaluation.win_rates.items()])
+        (
+            texts.of(f"pair.{pair}", title),
+            [(judges[judge], rates[pair]) for judge, rates in evaluation.win_rates.items()],
+        )
         for pair, title in PAIRS.items()
     ]
     words = "; ".join(
         f"{title}: " + ", ".join(f"{judge} {percent(estimate.mean)}" for judge, estimate in estimates)
         for title, estimates in rows
     )
-    return intervals_panel(f"Win rates with 95% intervals. {words}", rows)
+    return intervals_panel(f"{texts('wins.plot')} {words}", texts("wins.axis"), rows)
 
 
 def learning_curves(
-    metrics: dict[str, list[dict[str, Any]]], rm_results: dict[str, Any]
+    metrics: dict[str, list[dict[str, Any]]], rm_results: dict[str, Any], texts: Texts
 ) -> list[tuple[str, Markup, str]]:
     """Title, plot and caption of each training metric; a metric that a stage did not log is left out.
 
@@ -93,62 +99,61 @@ def learning_curves(
     """
 
     def curve(stage: str, key: str, label: str = "", style: int = 0, **look: Any) -> Series:
-        return Series(label or key, *finite(metrics[stage], "step", key), style, **look)
+        return Series(texts(f"curves.{label}") if label else key, *finite(metrics[stage], "step", key), style, **look)
 
     found = rm_results.get("agreement/training")
     agreement = found.get("share") if isinstance(found, dict) else None
-    level = (agreement, "agreement of labelers") if is_number(agreement) else None
+    level = (agreement, texts("curves.agreement")) if is_number(agreement) else None
     sft = [
         curve("sft", "loss/demonstrations", "training", window=15),
-        curve("sft", "eval_loss", "held out", 1, marked=True),
+        curve("sft", "eval_loss", "held_out", 1, marked=True),
     ]
-    curves: list[tuple[str, str, list[Series], str]] = [
-        ("SFT: loss", "nats per token", sft,
-         "Falls as the model learns to write like the demonstrations. If the loss on held-out demonstrations rises "
-         "while the training loss still falls, the model overfits."),
-        ("RM: loss", "nats per pair", [curve("rm", "loss", "training", window=15)],
-         "Starts near ln 2 = 0.69, which is guessing, and falls as the model learns what labelers prefer."),
-        ("RM: accuracy", "share of pairs", [curve("rm", "accuracy", "training", window=15)],
-         "The share of pairs that the model ranks as the labeler did. The dotted line shows how often a second labeler "
-         "agrees with the first; a model that learns from many labelers can exceed it."),
-        ("PPO: score", "score", [curve("ppo", "objective/scores")],
-         "What PPO maximises. It should rise and level off; it does not tell whether gold rises too."),
-        ("PPO: KL to SFT", "nats per response", [curve("ppo", "objective/kl")],
-         "How far PPO has moved from SFT. If the curve keeps climbing, the policy may be exploiting the reward model."),
-        ("PPO: length", "tokens", [curve("ppo", "response/length")],
-         "Reward models often favour long responses; a length that drifts towards the limit is a warning."),
-        ("PPO: finished responses", "share of responses", [curve("ppo", "response/eos_rate")],
-         "The share of responses that end before they are truncated; it should be near 1."),
-        ("PPO: entropy", "nats per token", [curve("ppo", "policy/entropy")],
-         "How varied the policy's choice of the next token still is; near 0, it always gives the same response."),
-        ("PPO: explained variance", "share", [curve("ppo", "value/explained_variance")],
-         "The share of the variance of the returns that the value model predicts. Near 1, advantages are precise; at "
-         "0, the value model is no help."),
-    ]  # fmt: skip
+    curves = {
+        "sft_loss": sft,
+        "rm_loss": [curve("rm", "loss", "training", window=15)],
+        "rm_accuracy": [curve("rm", "accuracy", "training", window=15)],
+        "ppo_score": [curve("ppo", "objective/scores")],
+        "ppo_kl": [curve("ppo", "objective/kl")],
+        "ppo_length": [curve("ppo", "response/length")],
+        "ppo_finished": [curve("ppo", "response/eos_rate")],
+        "ppo_entropy": [curve("ppo", "policy/entropy")],
+        "ppo_explained": [curve("ppo", "value/explained_variance")],
+    }
     drawn = []
-    for number, (title, unit, series, caption) in enumerate(curves):
+    for number, (name, series) in enumerate(curves.items()):
         if not series[0].y:
             continue
-        words = f"{title}, from {series[0].y[0]:.2f} to {series[0].y[-1]:.2f}"
-        x_label = "iteration" if title.startswith("PPO") else "step"
-        line = level if title == "RM: accuracy" else None
+        title, unit, caption = (texts(f"curve.{name}.{part}") for part in ("title", "unit", "caption"))
+        words = texts("curves.text", title=title, first=f"{series[0].y[0]:.2f}", last=f"{series[0].y[-1]:.2f}")
+        x_label = texts("curves.iteration" if name.startswith("ppo") else "curves.step")
+        line = level if name == "rm_accuracy" else None
         drawn.append((title, panel(f"curve-{number}", words, x_label, unit, series, line), caption))
     return drawn
 
 
-def over_optimization(scenario: Scenario, number: int) -> dict[str, Any]:
+def over_optimization(scenario: Scenario, number: int, texts: Texts) -> dict[str, Any]:
     """Title and text of a scenario, and its plots of proxy and gold over sqrt(KL)."""
+    title, what = (texts.of(f"scenario.{scenario.name}.{part}", getattr(scenario, part)) for part in ("title", "what"))
+    names = {"proxy": texts.of("scenario.proxy", scenario.proxy_name), "gold": texts("overopt.gold_score")}
+    curves = [
+        (texts("overopt.best_of_n"), scenario.best_of_n),
+        *(
+            (texts("overopt.ppo_default" if curve.default else "overopt.ppo", kl_coef=f"{curve.kl_coef:g}"), curve)
+            for curve in scenario.ppo
+        ),
+    ]
+    recipe = texts("overopt.recipe" if scenario.name == "default" else "overopt.recipe_own_rm")
     plots = []
-    for judge, title in (("proxy", scenario.proxy_name), ("gold", "gold score")):
+    for judge, score in names.items():
         series = []
-        for style, (label, curve) in enumerate(titled(scenario)):
-            series += optimized(judge, style % STAR, label, curve.points, curve.fit[judge], label != BEST_OF_N)
-        own_rm = "" if scenario.name == "default" else ", own RM"
-        series += optimized(judge, STAR, f"this run's PPO{own_rm}", [scenario.recipe])
-        words = f"{scenario.title}: gain of {title} over SFT, by the square root of the KL to SFT"
+        for style, (label, curve) in enumerate(curves):
+            by_ppo = curve is not scenario.best_of_n
+            series += optimized(judge, style % STAR, label, curve.points, curve.fit[judge], by_ppo)
+        series += optimized(judge, STAR, recipe, [scenario.recipe])
+        words = texts("overopt.text", scenario=title, score=score)
         name = f"overopt-{number}-{judge}"
-        plots.append((title, panel(name, words, "√KL to SFT, √nats", f"gain in {title}", series)))
-    return {"title": scenario.title[:1].upper() + scenario.title[1:], "what": scenario.what, "plots": plots}
+        plots.append((score, panel(name, words, texts("overopt.axis"), texts("overopt.gain", score=score), series)))
+    return {"title": title[:1].upper() + title[1:], "what": what, "plots": plots}
 
 
 def optimized(
@@ -212,7 +217,7 @@ def panel(
         return to_svg(figure, name, title)
 
 
-def intervals_panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]]) -> Markup:
+def intervals_panel(title: str, x_label: str, rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]]) -> Markup:
     """Win rates as points with intervals: (pair, [(judge, share)]) from top to bottom. A dotted line marks 50%."""
     with settings():
         figure, axes = canvas((4.2, 0.9 + 0.75 * len(rows)), left=1.15, top=0.4)
@@ -231,7 +236,7 @@ def intervals_panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Es
         axes.set_xlim(0, 101)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("win rate, % of prompts (a tie counts half)")
+        axes.set_xlabel(x_label)
         figure.legend(loc="upper center", ncols=3, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1)
         return to_svg(figure, "win-rates", title)
 
@@ -268,7 +273,11 @@ def settings() -> Any:
 
 def to_svg(figure: Any, name: str, title: str) -> Markup:
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # DejaVu Sans has no Hangul. Matplotlib takes the width of its placeholder, which is a little wider, and the
+        # browser has a font.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return inline(file.getvalue(), name, title)
 
 

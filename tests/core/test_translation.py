@@ -1,6 +1,7 @@
 """Translations: pieces, digests, what is said when they do not fit; and every translated document of the project."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.translation import Piece, digest, problems, read_pieces, sections, slug_of, stamp
+from rlhf_mini.core.translation import Piece, digest, lines_of, problems, read_pieces, sections, slug_of, stamp
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = """# Title
@@ -124,3 +125,43 @@ def test_the_command_lists_and_stamps(tmp_path: Path) -> None:
     assert before.returncode == 1 and "two is stale" in before.stdout and "top" not in before.stdout
     after = command("--stamp", "two")
     assert after.returncode == 0 and "2 sections" in after.stdout
+
+
+# --- the documents of the project ------------------------------------------------------------------------------------
+
+FOLDERS = [each for each in ROOT.iterdir() if each.is_dir() and each.name != "runs" and not each.name.startswith(".")]
+TRANSLATED = [*ROOT.glob("*.ko.md"), *(path for folder in FOLDERS for path in folder.rglob("*.ko.md"))]
+
+
+def english_of(path: Path) -> dict[str, str]:
+    return sections(path.with_name(path.name.replace(".ko.md", ".md")).read_text(encoding="utf-8"))
+
+
+def code_of(section: str) -> list[str]:
+    """The lines in fences, without comments, which are translated."""
+    return [re.sub(r"(^|\s+)# .*", "", line) for line, in_code in lines_of(section) if in_code]
+
+
+def links_of(section: str) -> set[str]:
+    """Where links lead outside the document; whether to a translation does not matter."""
+    targets = re.findall(r"""\]\(([^)#]+)|(?:href|src)="([^"#]+)""", section)
+    return {(a or b).replace(".ko.md", ".md") for a, b in targets}
+
+
+def test_readme_is_translated() -> None:
+    assert ROOT / "README.ko.md" in TRANSLATED
+
+
+@pytest.mark.parametrize("path", TRANSLATED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_translation_is_missing_or_stale(path: Path) -> None:
+    assert problems(english_of(path), read_pieces(path)) == []
+
+
+@pytest.mark.parametrize("path", TRANSLATED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_translation_has_the_same_commands_outputs_and_links_in_the_same_order(path: Path) -> None:
+    english, korean = english_of(path), read_pieces(path)
+    assert list(english) == list(korean)
+    for key, piece in korean.items():
+        assert code_of(piece.text) == code_of(english[key]), key
+        assert links_of(piece.text) == links_of(english[key]), key
+        assert piece.text.count("\n## ") + piece.text.startswith("## ") == (key != "top"), key

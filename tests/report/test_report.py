@@ -25,6 +25,7 @@ from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import read_jsonl, sha256, write_json, write_jsonl
+from rlhf_mini.core.texts import load_texts, read_texts, read_translated, text_problems
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.runs import find_checkpoints, measuring, provenance
@@ -51,11 +52,15 @@ from rlhf_mini.report import page as report
 from rlhf_mini.report.cost import Work, costs, work
 from rlhf_mini.report.explorer import fitting, pick
 from rlhf_mini.report.page import ReportOptions, script_json, summary, write_report
+from rlhf_mini.report.translation import english_texts
+from rlhf_mini.world.gold import WEIGHTS
 from stages.ppo.options import PPOOptions
 from stages.rm.options import RMOptions
 from stages.sft.options import SFTOptions
 
 ROOT = Path(__file__).parents[2]
+TEXTS = Path(report.__file__).with_name("texts")
+ENGLISH, KOREAN = load_texts(TEXTS, "en"), load_texts(TEXTS, "ko")
 EVIL = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u2028\"two\" 'one' &amp; {{ 7 * 7 }}"
 PARTS = {"task": 1.0, "truthful": None, "harmless": 1.0, "courteous": 0.0, "concise": 1.0, "ends": 1.0}
 
@@ -314,24 +319,24 @@ def test_a_stage_whose_data_are_gone_has_no_flops(copy: ReportOptions) -> None:
 
 
 def test_the_summary_leaves_out_what_was_not_measured() -> None:
-    first, second, third = summary(replace(EVALUATION, prompts=1200))
+    first, second, third = summary(ENGLISH, replace(EVALUATION, prompts=1200))
     assert "On 1,200 prompts" in first and "on 80% (78 to 83%)" in first
     assert "0.10 for the base model, 0.50 for SFT and 0.80 for PPO" in second and "from 1.00 to 1.60" in second
     assert "“courteous” (0.55 to 0.88)" in third and "“task” (0.50 to 0.80)" in third
     assert "3.20 nats per response" in third
-    assert "RM and PPO (runs a, b pooled)" in summary(replace(EVALUATION, runs=["a", "b"]))[0]
+    assert "RM and PPO (runs a, b pooled)" in summary(ENGLISH, replace(EVALUATION, runs=["a", "b"]))[0]
     # Prompts of the user's own have no gold and no labelers: the reward model is the only judge.
     lacking = {judge: dict.fromkeys(PAIRS, NOTHING) for judge in ("gold", "references", "heldout")}
     no_gold = {stage: dict.fromkeys(measures, NOTHING) for stage, measures in BY_STAGE.items()}
-    (only,) = summary(replace(EVALUATION, win_rates={**WINS, **lacking}, stages=no_gold))
+    (only,) = summary(ENGLISH, replace(EVALUATION, win_rates={**WINS, **lacking}, stages=no_gold))
     assert only.endswith("judged by the reward model.")
 
 
 def test_numbers_in_words() -> None:
     assert report.power_of_ten(3.14e12) == "3.1\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10¹²"
     assert report.power_of_ten(9.96e12).startswith("1.0") and report.power_of_ten(None) == "–"
-    assert report.number(Estimate(-0.5, -1.0, 0.25)) == "−0.50 (−1.00 to 0.25)"
-    assert report.share(NOTHING) == "–"
+    assert report.number(ENGLISH, Estimate(-0.5, -1.0, 0.25)) == "−0.50 (−1.00 to 0.25)"
+    assert report.share(ENGLISH, NOTHING) == "–"
     assert [explorer.rounded(x, 2) for x in (1.0, 0.126, -0.0001, None, float("nan"))] == [1, 0.13, 0, None, None]
 
 
@@ -446,7 +451,7 @@ def test_a_reward_of_ones_own_is_told(copy: ReportOptions) -> None:
     page = write_report(copy, "").read_text(encoding="utf-8")
     assert "<code>--reward stages.ppo.rewards:short</code>, if you trust this run" in page and '"score":null' in page
     assert "score, which PPO was not trained on, goes from" in page
-    assert "PPO was not trained on the run's reward model" in page and "make overopt" not in page
+    assert ENGLISH.html("overopt.not_on_rm") in page and "make overopt" not in page
 
 
 def test_without_over_optimisation_it_says_what_to_run(copy: ReportOptions) -> None:
@@ -561,6 +566,62 @@ def test_mistakes_as_a_user_makes_them(_nano_base: Path, arguments: list[str], s
     assert done.returncode != 0 and sentence in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+# --- in Korean -------------------------------------------------------------------------------------------------------
+
+
+def test_every_text_is_translated_and_reviewed() -> None:
+    assert text_problems(english_texts(), read_translated(TEXTS / "ko.yaml")) == []
+
+
+def test_every_name_in_the_data_has_a_name_in_the_page() -> None:
+    named = read_texts(TEXTS / "en.yaml").keys()
+    prompts = read_jsonl(ROOT / "data" / "prompts" / "test.jsonl")
+    for key in ("use_case", "kind", "novel"):
+        assert {f"{key}.{prompt[key]}" for prompt in prompts} <= named
+    assert {f"part.{part}" for part in WEIGHTS} <= named
+
+
+def test_every_text_is_used() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in TEXTS.parent.iterdir() if path.is_file()]
+    used = set(re.findall(r"""["']([\w.]+)["']""", "\n".join(sources)))
+    used |= {f"script.{key}" for key in used} | {f"curves.{key}" for key in used} | {f"work.{key}" for key in used}
+    used |= {f"curve.{key}.{part}" for key in used for part in ("title", "unit", "caption")}
+    names = ("part.", "use_case.", "kind.", "novel.", "content.")
+    assert {key for key in read_texts(TEXTS / "en.yaml") if not key.startswith(names)} <= used
+
+
+@pytest.fixture(scope="module")
+def korean(made: ReportOptions) -> Path:
+    """The same page in Korean, beside the English one."""
+    with console.capture():
+        return write_report(replace(made, language="ko", microscope_prompts=1), "the command")
+
+
+def test_the_korean_page_lies_beside_the_english_one_and_has_no_english_text(made: ReportOptions, korean: Path) -> None:
+    assert korean == made.run_dir / "report.ko.html" and (made.run_dir / "report.html").is_file()
+    page = korean.read_text(encoding="utf-8")
+    assert '<html lang="ko">' in page
+    english = {str(ENGLISH.html(key)) if "{" not in text else text.partition("{")[0]
+               for key, text in ENGLISH.texts.items() if KOREAN.texts[key] != text}  # fmt: skip
+    assert {text for text in english if len(text.split()) > 2 and text in page} == set()
+    assert "25% (23 ~ 28%)" in page and "onerror=alert(2)&gt;" in page  # a title that is not ours stays
+
+
+def test_only_a_translation_of_this_very_text_is_shown() -> None:
+    title = JUDGES["gold"]
+    assert KOREAN.of("judge.gold", title) == "골드 점수" and ENGLISH.of("judge.gold", title) == title
+    assert KOREAN.of("judge.gold", "gold score of old") == "gold score of old"  # an older evaluate.json
+    assert KOREAN.of("judge.none", "a judge") == "a judge"
+
+
+def test_plots_are_the_same_on_a_machine_without_korean_fonts(recwarn: pytest.WarningsRecorder) -> None:
+    series = [plots.Series("학습", [0, 1], [0, 1]), plots.Series("검증", [0, 1], [1, 0], 1)]
+    drawn = plots.panel("name", "제목", "가로축", "세로축", series)
+    assert all(f"{text}</text>" in drawn for text in ("학습", "검증", "가로축", "세로축"))
+    assert "DejaVu" not in drawn  # the browser chooses the font
+    assert not recwarn.list
+
+
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 
@@ -602,7 +663,9 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     yield page
     page.close()
     assert faults == []
-    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} == {address}
+    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} <= {
+        address, address.replace("report.html", "report.ko.html")
+    }  # fmt: skip
 
 
 def shown(page: Any) -> str:
@@ -620,6 +683,20 @@ def test_it_opens_with_the_first_prompt_side_by_side(page: Any) -> None:
     assert responses == ["Colour? (truncated)", "It is green.", "It is Paris 0."]
     assert page.locator("#place").inner_text() == f"Prompt 1 of {len(ROWS)}"
     assert page.locator("h1").count() == 1 and "#" not in page.url
+
+
+def test_in_korean_the_page_speaks_korean_and_the_models_english(page: Any, korean: Path) -> None:
+    page.goto(korean.as_uri())
+    assert page.locator("#place").inner_text() == f"프롬프트 {len(ROWS)}개 중 1번째"
+    assert page.locator("#answers .base .response").inner_text() == "Colour? (잘림)"
+    assert page.locator("#answers .response[lang=en]").count() == 3
+    page.locator("#tokens .token").first.focus()
+    length = page.locator("#tokens .token").count()
+    assert page.locator("#token").inner_text().endswith(f"토큰 {length}개 중 1번째")
+    assert page.locator("#use-cases th[scope=row]").first.inner_text() == "개방형 질의응답"
+    assert page.evaluate("getComputedStyle(document.body).wordBreak") == "keep-all"
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
 
 
 def test_filters_narrow_the_list(page: Any) -> None:

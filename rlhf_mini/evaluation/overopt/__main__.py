@@ -40,6 +40,11 @@ if TYPE_CHECKING:  # imports torch, for which --help and early mistakes should n
     from rlhf_mini.evaluation.overopt.measure import Measurer
 
 FEW = "few_rankings"
+PROXY = "RM score"  # what is optimised
+TITLES = {  # of the reward models that are optimised against, each with what it was trained on
+    "default": ("the run's own reward model", "It was trained on all rankings, as in the recipe."),
+    FEW: ("a reward model of {prompts} prompts", "It was trained on few rankings, with many passes over them."),
+}
 
 
 @options
@@ -130,13 +135,8 @@ def _study(options: OveroptOptions, command: str) -> None:
     few = train_on_few(options, sft)
 
     proxies = [
-        Proxy("default", rm, "the run's own reward model", "It was trained on all rankings, as in the recipe."),
-        Proxy(
-            FEW,
-            few,
-            f"a reward model of {options.few_prompts} prompts",
-            "It was trained on few rankings, with many passes over them.",
-        ),
+        Proxy(name, model, title.format(prompts=options.few_prompts), what)
+        for model, (name, (title, what)) in zip((rm, few), TITLES.items(), strict=True)
     ]
 
     from rlhf_mini.evaluation.overopt.measure import Measurer  # imports torch
@@ -177,7 +177,7 @@ def against(proxy: Proxy, options: OveroptOptions, measurer: "Measurer", sft: Ch
         name=proxy.name,
         title=proxy.title,
         what=proxy.what,
-        proxy_name="RM score",
+        proxy_name=PROXY,
         rm={"sha256": proxy.rm.sha256, "metrics": proxy.rm.info["metrics"], "options": proxy.rm.info["options"]},
         sft=measurer.start(proxy.name),
         recipe=replace(measurer.policy(ppo.path, proxy.name), gold_by_prompt=None),
