@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_mini.classroom.checks.lesson2 import check_larger, check_leaks, check_loss, check_probability
 from rlhf_mini.classroom.lesson import Lesson
-from rlhf_mini.classroom.reward import as_pairs, difference, errors, fit, fit_all, new_model, scores_of, share
+from rlhf_mini.classroom.reward import as_pairs, difference, errors, fit, fit_all, new_model, pool, scores_of, share
 from rlhf_mini.classroom.show import axes, table
 from rlhf_mini.core.examples import read_rankings
 from rlhf_mini.core.rankings import agreement
@@ -54,8 +54,8 @@ ranks = {  # of the validation prompts: by each labeler of the group, for each r
 
 example = of_validation[0]
 print(f"user: {example['prompt'][-1]['content']}")
-names = {labeler.name: order for labeler, order in zip(people["training"], ranks["training"][0], strict=True)}
-table({"response": [text[:60] for text in example["responses"]], **names})
+by = {labeler.name: order for labeler, order in zip(people["training"], ranks["training"][0], strict=True)}
+table({"response": [text[:60] for text in example["responses"]], **by})
 
 # %% id="agreement"
 among = share([agreement(one) for one in ranks["training"]])
@@ -386,41 +386,31 @@ guess = ""
 
 # %% id="folds"
 lesson.predict(guess)
-labelers = [labeler.name for labeler in people["training"]]
-each = lesson.size(full=120, nano=8)  # rankings of each labeler
+names = [labeler.name for labeler in people["training"]]
+number = lesson.size(full=480, nano=32)  # rankings to train on
 
 
 def fold(left_out):
     """A reward model that starts from the judge and sees no ranking by `left_out`."""
-    examples = [
-        example
-        for name in labelers
-        if name != left_out
-        for example in [one for one, ranking in zip(training, of_training) if ranking["labeler"] == name][:each]
-    ]
+    others = [one for one, ranking in zip(training, of_training, strict=True) if ranking["labeler"] != left_out]
     model = AutoModelForSequenceClassification.from_pretrained("data/judge")
-    return fit(model, examples, validation, seed=lesson.seed, learning_rate=3e-4, sample=32)
+    return fit(model, others[:number], validation, seed=lesson.seed, learning_rate=3e-4, sample=32)
 
 
-folds = fit_all({name: partial(fold, name) for name in labelers})
+folds = fit_all({name: partial(fold, name) for name in names})
 
 # %% id="answer-labelers" tags=["answer"]
-counts = {"in the group": [], "left out": [], "held out": []}
-rows = {kind: [] for kind in counts}
-for number, name in enumerate(labelers):
+counts = {"in the group": [], "left out": [], "held out": []}  # for each fold, a Count for each prompt
+for index, name in enumerate(names):
     scores = scores_of(folds[name].model, validation)
-    seen = [one[:number] + one[number + 1 :] for one in ranks["training"]]
-    unseen = [one[number : number + 1] for one in ranks["training"]]
-    for kind, asked in zip(counts, (seen, unseen, ranks["held-out"]), strict=True):
-        found = list(map(accuracy_on_all, scores, asked))
-        counts[kind].append(found)
-        rows[kind].append(share(found))
-pooled = {
-    kind: [sum(of_prompt[1:], of_prompt[0]) for of_prompt in zip(*all_folds)] for kind, all_folds in counts.items()
-}
+    others = [one[:index] + one[index + 1 :] for one in ranks["training"]]
+    left_out = [[one[index]] for one in ranks["training"]]
+    for kind, asked in zip(counts, (others, left_out, ranks["held-out"]), strict=True):
+        counts[kind].append(list(map(accuracy_on_all, scores, asked)))
+pooled = {kind: pool(of_folds) for kind, of_folds in counts.items()}
 table(
-    {"without": [*labelers, "all folds"]}
-    | {f"accuracy on labelers {kind}": [*rows[kind], share(pooled[kind])] for kind in counts}
+    {"left out": [*names, "all five"]}
+    | {f"accuracy, {kind}": [*map(share, counts[kind]), share(pooled[kind])] for kind in counts}
 )
 drop = difference(pooled["in the group"], pooled["left out"])
 table({"": ["accuracy in the group minus left out"], "difference": [drop]}, digits=3)

@@ -71,7 +71,7 @@ class Fit:
 
 
 def new_model(sft: Path, seed: int, blocks: int = 0) -> PreTrainedModel:
-    """The SFT model with a scalar head, as `stages.rm --init sft` starts, or only its first `blocks` blocks (0: all)."""
+    """The SFT model with a scalar head, as `stages.rm --init sft` starts; only its first `blocks` blocks (0: all)."""
     model = with_scalar_head(sft, seed)
     if blocks:
         model.transformer.h = model.transformer.h[:blocks]
@@ -174,3 +174,8 @@ def difference(counts: Sequence[Count], others: Sequence[Count]) -> Estimate:
     low, high = interval(resampled[:, :1] - resampled[:, 1:])  # (1,), (1,)
     first, second = divide(right.sum(0), total.sum(0))
     return Estimate(float(first - second), float(low[0]), float(high[0]))
+
+
+def pool(of_models: Sequence[Sequence[Count]]) -> list[Count]:
+    """One Count per prompt, from as many of each of several models."""
+    return [sum(of_prompt, Count(0, 0)) for of_prompt in zip(*of_models, strict=True)]

@@ -86,6 +86,8 @@ def check_larger(larger: Mapping[str, Any], fits: Mapping[str, Fit], floor: floa
         return todo("replace all of the ... above, run that cell, then this one.")
     if missing := fits.keys() - larger.keys():
         return wrong(f"{sorted(missing)[0]!r} is missing.")
+    if unknown := larger.keys() - fits.keys():
+        return wrong(f"there is no {sorted(unknown)[0]!r} in the table.")
     for name, answer in larger.items():
         bias, variance = parts(fits[name], floor)
         if answer not in ("bias", "variance"):
