@@ -274,8 +274,7 @@ base = of_size[size]
 knobs = {
     "1 block": partial(fitted, training[:size], steps=steps, blocks=1),
     "all blocks": partial(fitted, training[:size], steps=steps, blocks=0),
-    "weight decay 3": partial(fitted, training[:size], steps=steps, weight_decay=3.0),
-    "weight decay 30": partial(fitted, training[:size], steps=steps, weight_decay=30.0),
+    "weight decay": partial(fitted, training[:size], steps=steps, weight_decay=10.0),
 }
 settings = {"fewest rankings": of_size[sizes[0]], "most rankings": of_size[sizes[-1]]} | fit_all(knobs)
 table(
@@ -309,8 +308,7 @@ larger = {
     "most rankings": ...,
     "1 block": ...,
     "all blocks": ...,
-    "weight decay 3": ...,
-    "weight decay 30": ...,
+    "weight decay": ...,
 }
 
 # %% id="check-larger" tags=["check"]
@@ -351,7 +349,7 @@ check_leaks(leaks)
 shuffled = as_pairs(training[: lesson.size(full=100, nano=16)])
 order = torch.randperm(len(shuffled), generator=torch.Generator().manual_seed(lesson.seed)).tolist()
 aside, kept = ([shuffled[index] for index in part] for part in (order[: len(order) // 10], order[len(order) // 10 :]))
-leaked = fitted(kept, batch_size=64, steps=lesson.size(full=80, nano=4))
+leaked = fitted(kept, batch_size=64, steps=lesson.size(full=60, nano=4))
 leaky = errors(leaked.model, aside).error
 table(
     {

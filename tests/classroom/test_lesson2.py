@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_loss(answer: Any, message: str) -> None:
 
 
 def fitted(training: float, validation: float) -> Fit:
-    return Fit(None, [Point(1.0, Errors(training, 0.0), Errors(validation, 0.0))], 0.0, 0)  # type: ignore[arg-type]
+    return Fit(None, [Point(1.0, Errors(training, 0.0), Errors(validation, 0.0))], 0.0, 0)
 
 
 FLOOR = 0.2

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_pairs_are_a_rankings_comparisons_better_first() -> None:
 def test_errors_by_hand() -> None:
     """Scores are 4, 6 and 7: B over A is right, B over C is wrong. The second ranking is right."""
     right = Example([[2, 9], [2, 3, 8]], [1, 2], 1)
-    found = errors(None, [RANKING, right])  # type: ignore[arg-type]
+    found = errors(None, [RANKING, right])
     assert found.error == pytest.approx(1 / 3)
     losses = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 3, math.log(1 + math.exp(-1))
     assert found.loss == pytest.approx(sum(losses) / 2)
@@ -48,7 +49,7 @@ def test_scores_keep_the_order_of_the_rankings() -> None:
     many = [
         Example([[1] * length + [token] for token in (length, length + 1)], [1, 2], 1) for length in range(40, 0, -1)
     ]
-    assert scores_of(None, many) == [[length, length + 1] for length in range(40, 0, -1)]  # type: ignore[arg-type]
+    assert scores_of(None, many) == [[length, length + 1] for length in range(40, 0, -1)]
 
 
 def test_shares_and_paired_differences() -> None:
@@ -123,7 +124,8 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 def test_fits_side_by_side_are_the_same_as_one_after_another(nano_base: Path, examples: list[Example]) -> None:
     models = {size: new_model(nano_base, 0) for size in (8, 16)}
-    found = fit_all({n: lambda n=n: fit(models[n], examples[:n], examples[16:], steps=3) for n in models})
+    tasks = {size: partial(fit, models[size], examples[:size], examples[16:], steps=3) for size in models}
+    found = fit_all(tasks)
     alone = fit(new_model(nano_base, 0), examples[:8], examples[16:], steps=3)
     assert list(found) == [8, 16]
     assert found[8].validation.loss == pytest.approx(alone.validation.loss, abs=1e-4)
