@@ -219,15 +219,17 @@ lesson.record(loss_rise=long.validation.loss - long.points[0].validation.loss)
 # **What to look for.** Follow the gap between the two errors, and then the validation loss. An overfitted model need not
 # order many more pairs wrongly: it becomes *sure* of what it says, and the loss punishes a wrong order the more the surer
 # it was. A score that is too sure is what PPO would follow. So reward models are trained for one epoch (InstructGPT,
-# appendix C.2). Lesson 1 shows the same of SFT, where it does little harm.
+# appendix C.2). Lesson 1 looks at the same in SFT.
 #
 # ## 5. Bias and variance
 #
-# The validation error has three parts, and you know two of them by now:
+# The validation error has three parts:
 #
-# $$\text{validation error} = \underbrace{\text{floor}}_{\text{noise}} + \underbrace{(\text{training error} - \text{floor})}_{\text{bias: cannot fit}} + \underbrace{(\text{validation error} - \text{training error})}_{\text{variance: fits what does not generalise}}$$
+# - the **noise**, which is the floor;
+# - the **bias**, training error minus floor: what the model cannot even fit;
+# - the **variance**, validation error minus training error: what it fits, but what does not hold for other prompts.
 #
-# (This is how practitioners read the two errors. The textbook's bias and variance are defined over many training sets.)
+# (This is how practitioners read the two errors. The textbook defines bias and variance over many training sets.)
 #
 # First the curve over the size of the training set. Every model makes the same number of steps, so all cost the same.
 #
@@ -264,7 +266,8 @@ lesson.record(
 # validation error falls. Where the curves come close to each other but stay above the floor, more rankings of the same
 # kind will hardly help. Now look at the dashed line: the *judge* of `data/judge` has read the votes of a web forum before
 # it saw any ranking of this run, and the run's own reward model starts from it. A start that already knows how to compare
-# responses lowers bias *and* variance. InstructGPT's reward model was not started from scratch either (appendix C.2).
+# responses lowers bias *and* variance. InstructGPT's reward model, too, started from a model
+# that had been fine-tuned on other data before (appendix C.2).
 #
 # Next, the classic knobs at one training-set size: capacity (how many blocks of the SFT model are kept) and weight decay.
 
@@ -446,7 +449,7 @@ lesson.record(in_group=share(pooled["in the group"]).mean, left_out_drop=drop.me
 # **3. A reward model agrees with labelers in 73 % of the pairs. They agree among themselves in 73 %. Is it perfect?**
 #
 # <details><summary>Yes, nothing better can be measured.</summary>No. Two labelers who both err disagree more often than one of
-# them does with the truth. Gold is above their agreement in the table of section 1.</details>
+# them does with the truth. Compare gold with their agreement in the table of section 1.</details>
 # <details><summary>No, labelers err in different places than it does.</summary>Right. It could err on just the pairs that
 # matter, such as facts, and agree on the many easy ones. `make evaluate` therefore compares it on pairs with equal manners,
 # too.</details>
