@@ -5,6 +5,8 @@ PIP_ARGS ?=
 RUN      ?= default
 SEED     ?=
 ARGS     ?=
+N        ?=
+LANGUAGE ?= en
 
 OUT         := runs/$(RUN)
 STAGES      := sft rm ppo
@@ -18,7 +20,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations settings base data bench parity \
-    mutants test nightly lint clean
+    mutants test test-lessons nightly lint clean lessons lesson check-lesson bands
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -39,6 +41,10 @@ help:
 	@echo '  make report    an HTML report on a run, with a token microscope           10 s, 0.5 GB'
 	@echo '  make chat      chat with base, SFT or PPO in the terminal                 0.5 GB'
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'
+	@echo
+	@echo '  make lesson N=3  open a lesson in JupyterLab, to work in (LANGUAGE=ko: Korean)   0.5 GB'
+	@echo '  make lessons   run all lessons; lessons/built has notebooks and offline pages'
+	@echo '  make check-lesson N=3  compare the figures of your run with those of other runs'
 	@echo
 	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    45-90 min, 1 GB'
 	@echo '  make seeds     train and evaluate five seeds; writes docs/results.md      50-90 min, 1.1 GB'
@@ -64,7 +70,7 @@ help:
 	@echo '                 make sft rm ppo PIP_ARGS=--extra-index-url=https://download.pytorch.org/whl/cpu'
 
 # --- installation: once, and again when pyproject.toml or constraints.txt changes ---
-# Editable, because pip cannot install only the dependencies of a pyproject.toml. Always with the dev extra, because one
+# Editable, because pip cannot install only the dependencies of a pyproject.toml. Always with both extras, because one
 # environment is simpler than two.
 # The stamp is removed first and written last, so that an interrupted installation is repeated.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -75,7 +81,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "error: $(PYTHON) lacks its venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo 'Installing into .venv, once (a few minutes, mostly for torch)'
 	@$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt $(PIP_ARGS)
+	$(PY) -m pip install --disable-pip-version-check -e '.[dev,lessons]' -c constraints.txt $(PIP_ARGS)
 	@touch $@
 
 # --- the three stages ---
@@ -125,6 +131,19 @@ ablations: | $(OUT)/sft/stage.json $(INSTALLED)
 
 settings: | $(INSTALLED)
 	$(PY) -m benchmarks.settings $(ARGS)
+
+# --- lessons ---
+lessons: | $(OUT)/ppo/stage.json $(INSTALLED)
+	$(PY) -m rlhf_mini.classroom pages $(N) --run $(RUN) $(ARGS)
+
+lesson: | $(OUT)/ppo/stage.json $(INSTALLED)
+	$(PY) -m rlhf_mini.classroom notebook $(N) --run $(RUN) --language $(LANGUAGE) $(ARGS)
+
+check-lesson: | $(INSTALLED)
+	$(PY) -m rlhf_mini.classroom compare $(N) --run $(RUN) $(ARGS)
+
+bands: | $(INSTALLED)
+	$(PY) -m rlhf_mini.classroom bands $(N) $(ARGS)
 
 # --- data ---
 base: | $(INSTALLED)

@@ -23,6 +23,10 @@ LINE_EVERY = 10.0  # seconds between progress lines when the output is not a ter
 class UserError(Exception):
     """A problem that the user can fix. Its text is one sentence that says what is wrong and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows instead of a traceback."""
+        return [f"error: {self}"]
+
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
