@@ -1,14 +1,14 @@
 """Beyond PPO: DPO, KTO, RLOO and GRPO by TRL's trainers, each stopped at the KL to SFT that the run's PPO has.
 
-    target = kl_of_ppo(run_dir, options)
-    dpo = train("dpo", run_dir, folder, target, options)     # trains, or loads what it trained before
-    dpo.model, dpo.curve                                     # the policy, and (KL, gold) on the way to it
+    dpo = train("dpo", run_dir, folder, target, BeyondOptions())   # trains, or loads what it trained before
+    dpo.model, dpo.curve                                           # the policy, and (KL, gold) on the way to it
 
 All start from the run's SFT model, learn what its PPO learned from, and differ in nothing else that can be kept equal:
 
-    dpo, kto          the pairs of rm/rankings.jsonl, those that trained the reward model; no reward model, no sampling
-    rloo, grpo        samples, scored by the run's reward model, as in PPO; no value model
-    rloo_gold, grpo_gold  samples, scored by the gold score: a verifiable reward (RLVR)
+    dpo, kto         pairs of SFT's responses in rm/rankings.jsonl; no reward model, no sampling
+    dpo_principles   the same responses, ranked by written principles (feedback.py)
+    rloo, grpo       samples, scored by the run's reward model, as in PPO; no value model
+    grpo_gold        samples, scored by the gold score: a verifiable reward
 
 A method may go as far from SFT as it likes, and most rewards rise with the distance (Gao et al. 2022, arXiv
 2210.10760). So methods are compared where their KL to SFT is the same. Every few steps the policy answers validation
@@ -28,8 +28,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from statistics import mean
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from torch import Tensor
@@ -39,21 +41,28 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTr
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
+from rlhf_mini.classroom.feedback import Constitution, ranked_by
+from rlhf_mini.classroom.measure import MAX_NEW_TOKENS
+from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Messages, Prompt, Ranking, Response, read_prompts, read_rankings
-from rlhf_mini.core.rankings import pairs
+from rlhf_mini.core.inputs import changes, code_of
+from rlhf_mini.core.rankings import Labeler, pairs
+from rlhf_mini.evaluation.responses import rank_blind
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
-from rlhf_mini.models.text import EncodedPrompt, encode_prompts, load_tokenizer, to_responses
-from rlhf_mini.world.gold import judge
+from rlhf_mini.models.text import encode_prompts, load_tokenizer, to_responses
+from rlhf_mini.world.gold import WEIGHTS, judge
 
-Method = Literal["dpo", "kto", "rloo", "grpo", "rloo_gold", "grpo_gold"]
+PROMPTS, VALIDATION = "data/prompts/ppo.jsonl", "data/prompts/validation.jsonl"
+
+Method = Literal["dpo", "kto", "rloo", "grpo", "dpo_principles", "grpo_gold"]
 Reward = Callable[[Sequence[int], Sequence[Response]], list[float]]
 """A number for each response to the prompts with these indices."""
 
 # TRL's defaults are 1e-6, for models with a thousand times as many parameters: with that, nothing here would move.
-LEARNING_RATES = {"dpo": 1e-4, "kto": 1e-4, "rloo": 3e-4, "grpo": 3e-4}
+LEARNING_RATES = {"dpo": 6e-5, "kto": 6e-5, "rloo": 1e-4, "grpo": 1e-4}
 BETA = {"dpo": 0.1, "kto": 0.1, "rloo": 0.02, "grpo": 0.0}  # TRL's defaults, and for RLOO the kl_coef of PPO
 
 
@@ -62,22 +71,21 @@ class BeyondOptions:
     """How the methods are trained and stopped."""
 
     seed: int = 0
-    max_new_tokens: int = 48
-    """As the run's PPO."""
+    max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.7
-    """As the run's PPO: of all samples, and of every log-probability but those of DPO and KTO, whose is 1."""
+    """As PPO's: of all samples, and of every log-probability but those of DPO and KTO, where TRL has none: it is 1."""
     missing_eos_penalty: float = 1.0
-    """As the run's PPO: taken off the reward of a truncated response. Gold knows by itself."""
-    steps: int = 240
+    """As PPO's: taken off the reward of a truncated response. Gold marks it down by itself."""
+    steps: int = 160
     """The most optimizer steps."""
-    every: int = 10
+    every: int = 8
     """Steps between two measurements of KL and gold."""
-    prompts: int = 256
+    prompts: int = 160
     """Validation prompts of such a measurement."""
     pairs: int = 32
-    """Pairs in a step of DPO, and in one of KTO."""
+    """Pairs in a step of DPO, and of KTO, which takes them apart."""
     samples: int = 128
-    """Responses sampled at a time by RLOO and GRPO; four steps learn from them."""
+    """Responses that RLOO and GRPO sample at a time; as in PPO, four steps learn from them."""
     group: int = 4
     """Responses to the same prompt."""
 
@@ -100,16 +108,9 @@ class Trained:
     method: str
     model: PreTrainedModel
     at: Point
-    """Where training stopped: of all points, the one whose KL is nearest to the target."""
+    """Where it was taken: of all measured points the one whose KL is nearest to the target."""
     curve: list[Point]
     seconds: float
-
-
-def options_of(run_dir: Path, **changes: Any) -> BeyondOptions:
-    """The options whose sampling is that of the run's PPO."""
-    of_ppo = load_checkpoint(run_dir / "ppo", "ppo").info["options"]
-    shared = {name: of_ppo[name] for name in ("seed", "max_new_tokens", "temperature", "missing_eos_penalty")}
-    return BeyondOptions(**shared | changes)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -122,29 +123,22 @@ class Meter:
         self.options = options
         self.tokenizer = load_tokenizer(run_dir / "sft")
         self.sft = AutoModelForCausalLM.from_pretrained(run_dir / "sft").eval()
-        self.examples = read_prompts("data/prompts/validation.jsonl")[: options.prompts]
+        self.examples = read_prompts(VALIDATION)[: options.prompts]
         self.prompts = encode_prompts(self.tokenizer, [example["prompt"] for example in self.examples])
 
     def measure(self, policy: PreTrainedModel, step: int = 0) -> Point:
         """KL and gold of one response to each prompt."""
-        options = self.options
+        temperature = self.options.temperature
         responses = respond(
-            policy, self.tokenizer, self.prompts, max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature, seed=options.seed,
+            policy, self.tokenizer, self.prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=temperature,
+            seed=self.options.seed,
         )  # fmt: skip
-        kl = mean(kl_to(self.sft, policy, self.tokenizer, self.prompts, responses, options.temperature))
-        return Point(step, kl, mean(golds(self.examples, responses)))
-
-
-def kl_to(
-    reference: PreTrainedModel, policy: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[EncodedPrompt],
-    responses: Sequence[Response], temperature: float,
-) -> list[float]:  # fmt: skip
-    """log p(y|x) under the policy, which sampled y, minus that under the reference; the mean estimates the KL."""
-    own, other = (
-        sequence_logprobs(model, tokenizer, prompts, responses, temperature) for model in (policy, reference)
-    )
-    return [p - q for p, q in zip(own, other, strict=True)]
+        # log p(y|x) under the policy, which sampled y, minus that under SFT: its mean estimates the KL.
+        own, of_sft = (
+            sequence_logprobs(model, self.tokenizer, self.prompts, responses, temperature)
+            for model in (policy, self.sft)
+        )
+        return Point(step, kl=mean(own) - mean(of_sft), gold=mean(golds(self.examples, responses)))
 
 
 def golds(examples: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
@@ -155,8 +149,26 @@ def golds(examples: Sequence[Prompt], responses: Sequence[Response]) -> list[flo
     ]
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def gold_parts(examples: Sequence[Prompt], responses: Sequence[Response]) -> dict[str, Estimate]:
+    """The means of the gold score's parts, each over the prompts that it applies to."""
+    parts = [
+        judge(example["check"], example["prompt"], response.text, response.ended).parts
+        for example, response in zip(examples, responses, strict=True)
+    ]
+    values = np.array([[of_one[part] for part in WEIGHTS] for of_one in parts], dtype=float)  # (n, parts), None as NaN
+    return dict(zip(WEIGHTS, mean_intervals(values), strict=True))
+
+
+def wins(
+    examples: Sequence[Prompt], responses: Sequence[Response], rivals: Sequence[Response], labelers: Sequence[Labeler]
+) -> Estimate:
+    """The share of prompts at which labelers prefer a response to the rival, blind; a tie counts one half."""
+    rng = random.Random(0)
+    shares = []
+    for example, response, rival in zip(examples, responses, rivals, strict=True):
+        ranks: list[Any] = [rank_blind(labeler, example, [response, rival], rng) for labeler in labelers]
+        shares.append(mean((np.sign(of_rival - own) + 1) / 2 for own, of_rival in ranks))
+    return mean_intervals(np.array(shares)[:, None])[0]
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -175,7 +187,7 @@ def train(method: Method, run_dir: Path, folder: Path, target: float, options: B
     asked = Asked(**asdict(options), target=target)
     with suppress(UserError):  # none yet, or of another chain
         found = load_checkpoint(folder / method, method, of=rm)
-        if found.info["options"] == asdict(asked):
+        if found.info["options"] == asdict(asked) and not changes(found.path):
             return trained(found)
     started, meter = time.time(), Meter(run_dir, options)
     stop = StopAtKL(meter, target)
@@ -189,7 +201,7 @@ def train(method: Method, run_dir: Path, folder: Path, target: float, options: B
         save_checkpoint(
             written, stage=method, model=model, tokenizer=meter.tokenizer, options=asked, seed=options.seed,
             metrics={"curve": [asdict(point) for point in stop.curve], "stopped_at": asdict(stop.at)},
-            started=started, parents=[sft, rm],
+            started=started, parents=[sft, rm], made_from=code_of([__name__]),
         )  # fmt: skip
     return trained(load_checkpoint(folder / method, method, of=rm))
 
@@ -219,6 +231,8 @@ class StopAtKL(TrainerCallback):
         self.meter, self.target = meter, target
         self.probe = copy.deepcopy(meter.sft)  # plain: TRL patches the policy's own forward pass
         self.curve: list[Point] = []
+        self.at: Point
+        self.weights: dict[str, Tensor]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.meter.options.every and state.global_step < state.max_steps:
@@ -236,14 +250,17 @@ def make_trainer(
     scratch: str, callbacks: list[TrainerCallback],
 ) -> Any:  # fmt: skip
     """TRL's trainer of this method, ready for `.train()`."""
-    name = method.removesuffix("_gold")
+    name = method.partition("_")[0]
     shared: dict[str, Any] = dict(
         output_dir=scratch, seed=options.seed, max_steps=options.steps, learning_rate=LEARNING_RATES[name],
         lr_scheduler_type="constant", beta=BETA[name], max_grad_norm=1.0, use_cpu=True, bf16=False,
         gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
     if name in ("dpo", "kto"):
-        data = preferences(read_rankings(run_dir / "rm" / "rankings.jsonl"), options.seed)
+        rankings = on_policy(run_dir)
+        if method == "dpo_principles":
+            rankings = ranked_by(Constitution(), rankings)
+        data = preferences(rankings, options.steps * options.pairs, options.seed)
         shared |= dict(max_length=None, remove_unused_columns=False)  # a collator below needs one of these columns
         pad = tokenizer.pad_token_id
         if name == "dpo":
@@ -258,7 +275,7 @@ def make_trainer(
                 data_collator=Singles(pad, tokenizer.eos_token_id),
             )  # fmt: skip
         return trainer
-    examples = read_prompts("data/prompts/ppo.jsonl")
+    examples = read_prompts(PROMPTS)
     data = Dataset.from_list([{"prompt": each["prompt"], "index": at} for at, each in enumerate(examples)])
     shared |= dict(
         max_completion_length=options.max_new_tokens, temperature=options.temperature, top_k=0, top_p=1.0,
@@ -278,27 +295,45 @@ def make_trainer(
 # --- what DPO and KTO learn from -------------------------------------------------------------------------------------
 
 
-def preferences(rankings: Sequence[Ranking], seed: int) -> Dataset:
-    """All pairs of the rankings, shuffled, in TRL's conversational preference format.
+def on_policy(run_dir: Path) -> list[Ranking]:
+    """The run's rankings of the SFT model's own responses.
 
-    On-policy or not: beside SFT's samples, the rankings hold a response of the base and one to another prompt.
+    A response of the base and one to another prompt stand at the end of a ranking, if the options say so. A pair with
+    one of them tells the reward model what a response is. DPO would spend its KL on what SFT hardly ever says.
     """
+    made = load_checkpoint(run_dir / "rm", "rm").info["options"]
+    others = 0 if made["rankings"] else bool(made["base"]) + made["exchange"]
+    found = []
+    for ranking in read_rankings(run_dir / "rm" / "rankings.jsonl"):
+        own = len(ranking["responses"]) - others
+        lists = {"responses": ranking["responses"], "ranks": ranking["ranks"], "ended": ended(ranking)}
+        found.append(cast(Ranking, ranking | {name: values[:own] for name, values in lists.items()}))
+    return found
+
+
+def ended(ranking: Ranking) -> list[bool]:
+    """Which of the responses reached their end of text."""
+    return ranking.get("ended", [True] * len(ranking["responses"]))
+
+
+def preferences(rankings: Sequence[Ranking], number: int, seed: int) -> Dataset:
+    """`number` pairs of the rankings, or all, shuffled, in TRL's conversational preference format."""
     rows = []
     for ranking in rankings:
-        ended = ranking.get("ended", [True] * len(ranking["responses"]))
+        finished = ended(ranking)
         for better, worse in pairs(ranking["ranks"]):
             rows.append(
                 {
                     "prompt": ranking["prompt"],
                     "chosen": as_reply(ranking["responses"][better]),
                     "rejected": as_reply(ranking["responses"][worse]),
-                    "ended": [ended[better], ended[worse]],
+                    "ended": [finished[better], finished[worse]],
                 }
             )
-    return Dataset.from_list(random.Random(seed).sample(rows, len(rows)))
+    return Dataset.from_list(random.Random(seed).sample(rows, min(number, len(rows))))
 
 
-def apart(pairs_of: Dataset, seed: int) -> Dataset:
+def apart(pairs_of: Any, seed: int) -> Dataset:
     """The same pairs torn apart, for KTO: each response alone, with a thumb up (chosen) or down (rejected)."""
     rows = [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen", "ended": ended}
@@ -398,6 +433,25 @@ def with_positions(model: Any) -> Any:
         return args, kwargs
 
     return model.transformer.register_forward_pre_hook(count, with_kwargs=True)
+
+
+@torch.no_grad()
+def left_padded(model: Any, tokenizer: Tokenizer, prompt: Sequence[int], padding: int) -> tuple[float, float]:
+    """The log-probability of the likeliest first token of a response when `padding` tokens stand before the prompt.
+
+    As transformers' GPT-2 gives it with a mask alone, and `with_positions`.
+    """
+    ids = torch.tensor([[tokenizer.pad_token_id] * padding + list(prompt)])  # (1, P)
+    mask = (torch.arange(ids.shape[1]) >= padding).long()[None]  # (1, P)
+
+    def last() -> Tensor:
+        return model(ids, attention_mask=mask).logits[0, -1].log_softmax(-1)  # (V,)
+
+    without, hook = last(), with_positions(model)
+    counted = last()
+    hook.remove()
+    token = counted.argmax()
+    return without[token].item(), counted[token].item()
 
 
 @contextmanager
