@@ -6,7 +6,7 @@
 #
 # In lessons 2 and 3, a reward model learned from rankings, and PPO maximised it. In this lesson the same SFT model
 # learns from the same data by other methods, each through the trainer of [TRL](https://huggingface.co/docs/trl), the
-# library that most people use:
+# library that is used most:
 #
 # | method | learns from | reward model | value model | samples while it learns |
 # |---|---|---|---|---|
@@ -17,7 +17,7 @@
 # | GRPO ([Shao et al. 2024](https://arxiv.org/abs/2402.03300)) | scores | yes, or a program | no | yes |
 #
 # Then the feedback itself changes: a program that checks answers, written principles (as Claude's constitution), and
-# at last a small model that teaches a larger one (Superalignment).
+# finally a small model that teaches a larger one (Superalignment).
 
 # %% id="setup"
 import torch
@@ -49,7 +49,7 @@ lesson = Lesson(7)
 # %% id="target"
 options = lesson.size(
     full=beyond.BeyondOptions(seed=lesson.seed),
-    nano=beyond.BeyondOptions(seed=lesson.seed, steps=4, every=2, prompts=12, pairs=8, samples=16, max_new_tokens=12),
+    nano=beyond.BeyondOptions(seed=lesson.seed, steps=3, every=3, prompts=12, pairs=8, samples=16, max_new_tokens=12),
 )
 meter = beyond.Meter(lesson.run_dir, options)
 ppo, sft = lesson.load("ppo").model, lesson.load("sft").model
@@ -199,8 +199,8 @@ plot.legend()
 
 # %% [markdown] id="curves-look"
 # **What to look for.** Each line is one method on its way from SFT. What does it buy for each nat? A line that runs flat
-# moves without getting better. PPO is a single point, because its training is over: it had several times as many steps,
-# a learning rate that falls, and pretraining texts against forgetting.
+# moves away without getting better. PPO is a single point, because its training is over; it also had more steps, a
+# learning rate that falls, and pretraining texts against forgetting.
 #
 # The responses say more than the means:
 
@@ -448,8 +448,8 @@ table(
 # %% [markdown] id="simplified"
 # ## What is simplified
 #
-# - The papers tune each method. Here a method has one learning rate and one seed, which were set before this
-#   comparison, and a constant rate instead of one that falls. A different order at another seed would be no surprise.
+# - The papers tune each method. Here each has one seed and one learning rate, chosen so that it takes about a hundred
+#   steps to the target, and constant instead of falling. A different order at another seed would be no surprise.
 # - DPO and KTO learn from pairs of the SFT model's responses at a fixed moment. Rafailov et al. do the same; others
 #   sample new pairs while training.
 # - In constitutional AI, a large model reads the principles and also *revises* responses by them (its first stage). Here

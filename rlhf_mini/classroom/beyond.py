@@ -62,7 +62,7 @@ Reward = Callable[[Sequence[int], Sequence[Response]], list[float]]
 """A number for each response to the prompts with these indices."""
 
 # TRL's defaults are 1e-6, for models with a thousand times as many parameters: with that, nothing here would move.
-LEARNING_RATES = {"dpo": 6e-5, "kto": 6e-5, "rloo": 1e-4, "grpo": 1e-4}
+LEARNING_RATES = {"dpo": 6e-5, "kto": 1e-4, "rloo": 1e-4, "grpo": 1e-4}
 BETA = {"dpo": 0.1, "kto": 0.1, "rloo": 0.02, "grpo": 0.0}  # TRL's defaults, and for RLOO the kl_coef of PPO
 
 
@@ -76,14 +76,14 @@ class BeyondOptions:
     """As PPO's: of all samples, and of every log-probability but those of DPO and KTO, where TRL has none: it is 1."""
     missing_eos_penalty: float = 1.0
     """As PPO's: taken off the reward of a truncated response. Gold marks it down by itself."""
-    steps: int = 160
+    steps: int = 128
     """The most optimizer steps."""
     every: int = 8
     """Steps between two measurements of KL and gold."""
     prompts: int = 160
     """Validation prompts of such a measurement."""
     pairs: int = 32
-    """Pairs in a step of DPO, and of KTO, which takes them apart."""
+    """Pairs in a step of DPO, single responses in one of KTO."""
     samples: int = 128
     """Responses that RLOO and GRPO sample at a time; as in PPO, four steps learn from them."""
     group: int = 4
@@ -270,7 +270,7 @@ def make_trainer(
             )  # fmt: skip
         else:
             trainer = KTOTrainer(
-                model, args=KTOConfig(**shared, per_device_train_batch_size=2 * options.pairs),
+                model, args=KTOConfig(**shared, per_device_train_batch_size=options.pairs),
                 train_dataset=apart(data, options.seed), processing_class=tokenizer, callbacks=callbacks,
                 data_collator=Singles(pad, tokenizer.eos_token_id),
             )  # fmt: skip

@@ -111,7 +111,8 @@ def gap_recovered(counts: Mapping[str, Sequence[Count]]) -> dict[str, Estimate]:
     total = np.array([[count.pairs for count in counts[name]] for name in MODELS], dtype=float).T  # (n, 3)
     rows = np.vstack([divide(right.sum(0), total.sum(0)), resampled_ratios(right, total)])  # (1 + S, 3)
     weak, student, ceiling = rows.T
-    every = np.column_stack([rows, (student - weak) / (ceiling - weak)])  # (1 + S, 4)
+    gap = np.where(ceiling == weak, np.nan, ceiling - weak)  # (1 + S,)
+    every = np.column_stack([rows, (student - weak) / gap])  # (1 + S, 4)
     low, high = interval(every[1:])
     names = (*MODELS, "PGR")
     return {
