@@ -305,9 +305,9 @@ def on_policy(run_dir: Path) -> list[Ranking]:
     others = 0 if made["rankings"] else bool(made["base"]) + made["exchange"]
     found = []
     for ranking in read_rankings(run_dir / "rm" / "rankings.jsonl"):
-        own = len(ranking["responses"]) - others
-        lists = {"responses": ranking["responses"], "ranks": ranking["ranks"], "ended": ended(ranking)}
-        found.append(cast(Ranking, ranking | {name: values[:own] for name, values in lists.items()}))
+        own = slice(len(ranking["responses"]) - others)
+        kept = {"responses": ranking["responses"][own], "ranks": ranking["ranks"][own], "ended": ended(ranking)[own]}
+        found.append(cast(Ranking, ranking | kept))
     return found
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_mini.classroom.feedback import CONSTITUTION, Constitution, constitution, ranked_by
-from rlhf_mini.core.examples import Prompt, Response
+from rlhf_mini.core.examples import Prompt, Ranking, Response
 from rlhf_mini.core.rankings import load_labelers
 
 INSULT, POLITE, HARM, END, ABOUT = CONSTITUTION
@@ -58,6 +58,7 @@ def test_it_sees_no_check_and_is_a_labeler() -> None:
 
 
 def test_rankings_are_ranked_again_without_those_that_tie() -> None:
-    one = {**prompt("Name one fruit."), "responses": ["Stupid!", "A pear."], "ranks": [1, 2], "labeler": "ana"}
-    alike = {**prompt("Name one fruit."), "responses": ["A pear.", "A plum."], "ranks": [1, 2], "labeler": "ana"}
+    asked = prompt("Name one fruit.")
+    one: Ranking = {**asked, "responses": ["Stupid!", "A pear."], "ranks": [1, 2], "labeler": "ana"}
+    alike: Ranking = {**asked, "responses": ["A pear.", "A plum."], "ranks": [1, 2], "labeler": "ana"}
     assert ranked_by(Constitution(), [one, alike]) == [one | {"ranks": [2, 1], "labeler": "constitution"}]
