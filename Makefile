@@ -56,6 +56,7 @@ help:
 	@echo '  make parity    record tensors of TRL 1.12.0 as test data                  0.5 min, 0.5 GB'
 	@echo '  make mutants   change the code at random and see whether tests notice     5-10 min, 0.5 GB'
 	@echo '  make test      run all tests                                              4-7 min, 1.5 GB'
+	@echo '  make test-lessons  run every lesson at the nano preset, with stubs and solutions'
 	@echo '  make nightly   the randomised tests, with many more cases                 25-40 min, 1.5 GB'
 	@echo '  make lint      check the code with ruff and mypy                          0.5 min, 0.5 GB'
 	@echo '  make clean     delete .venv, .trl-1.12 and caches; keep runs/ and data/'
@@ -170,6 +171,10 @@ parity: .trl-1.12/.installed
 # fewest tests would come last, one of which takes longest.
 test: | $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Each test runs a lesson in a kernel of its own, on a nano run that they share.
+test-lessons: | $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom $(ARGS)
 
 nightly: | $(INSTALLED)
 	FUZZ=nightly KILLS=200 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile tests/test_fuzz.py \

@@ -141,26 +141,30 @@ advantages = [..., ..., ..., ..., ...]
 check_gae(advantages)
 
 # %% [markdown] id="batch-text"
-# Now the same on the response from above, with the values of the real value model.
+# Now on a real response, with the values of the real value model. Of the responses sampled above, the cell takes the one
+# whose values vary most.
 
 # %% id="batch"
 batch = with_advantages(trajectories, kl_penalized_rewards(trajectories, options, options.kl_coef), options)
-first = slice(0, len(trajectories.responses[0].ids))
-tokens = [models.tokenizer.decode([token]) for token in trajectories.responses[0].ids]
+lengths = batch.rows.lengths.tolist()
+shown = max(range(len(batch)), key=lambda row: batch.values.split(lengths)[row].std())
+print("user: ", prompts[shown].messages[-1]["content"])
+print(f"score: {batch.scores[shown]:+.2f}")
 table(
     {
-        "token": [repr(token) for token in tokens],
-        "KL": kl[first].tolist(),
-        "reward": batch.rewards[first].tolist(),
-        "value before it": batch.values[first].tolist(),
-        "advantage, whitened": batch.advantages[first].tolist(),
+        "token": [repr(models.tokenizer.decode([token])) for token in batch.responses[shown].ids],
+        "KL": kl.split(lengths)[shown].tolist(),
+        "reward": batch.rewards.split(lengths)[shown].tolist(),
+        "value before it": batch.values.split(lengths)[shown].tolist(),
+        "advantage, whitened": batch.advantages.split(lengths)[shown].tolist(),
     }
 )
 
 # %% [markdown] id="batch-look"
 # **What to look for.** The rewards are close to 0 up to the last token. The value changes at words that decide: a fact,
-# a refusal, the end. Where it jumps up, the token before has a positive advantage. *Whitened* means scaled to mean 0 and
-# variance 1 over the batch, so half of the tokens are pushed down, however good the batch is.
+# a refusal, the end. A token after which it falls has a lower advantage than the tokens around it. *Whitened* means
+# scaled to mean 0 and variance 1 over the whole batch: a response that is worse than most others has negative advantages
+# throughout, and some response always does.
 #
 # ## 5. The clipped ratio
 #
@@ -290,7 +294,7 @@ for finding in check_stage(hacked.parent, "ppo", read_stage(hacked.parent, "ppo"
 # **3. Reward and gold both rise for a while; then gold falls while the reward goes on rising. What helps?**
 #
 # <details><summary>Train longer.</summary>No. Each further step moves away from what labelers would like: this is
-# over-optimisation (Gao et al. 2022). See lesson 4 and `make overopt`.</details>
+# over-optimisation (Gao et al. 2022); `make overopt` measures it.</details>
 # <details><summary>A larger batch.</summary>No. It makes the gradient less noisy, and the wrong target is followed more
 # exactly.</details>
 # <details><summary>A higher KL coefficient, or stopping earlier.</summary>Right. Both keep the policy where the reward
@@ -309,7 +313,7 @@ for finding in check_stage(hacked.parent, "ppo", read_stage(hacked.parent, "ppo"
 #   appendix C.4). Here it has one million, and samples at a lower temperature.
 # - The paper's value model starts from the reward model, as here; its policy and value losses were minimised together
 #   or apart, the paper does not say. Here they are two optimisers.
-# - Hacking a reward of one line is easy to see. Hacking a reward model that reads is slower and subtler: lesson 4.
+# - Hacking a reward of one line is easy to see. Hacking a reward model that reads is slower and subtler: `make overopt`.
 
 # %% id="finish"
 lesson.finish()

@@ -91,15 +91,15 @@ def own_notebook(number: int, language: str) -> Path:
 
 
 def open_notebook(path: Path, environment: dict[str, str]) -> None:
-    """Starts JupyterLab on 127.0.0.1 with this notebook. It would ask the network for news and updates: not here."""
+    """Starts JupyterLab on 127.0.0.1 with this notebook. The settings in `jupyter` keep it from asking for news."""
     command = [
         *(sys.executable, "-m", "jupyterlab", str(path), "--ip=127.0.0.1"),
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
+        *(["--allow-root"] if os.geteuid() == 0 else []),  # the only user of most containers
     ]
     sys.stdout.flush()
-    os.execve(sys.executable, command, dict(os.environ) | environment | notebook.QUIET)
+    settings = {"JUPYTER_CONFIG_PATH": str(Path(__file__).parent / "jupyter")}
+    os.execve(sys.executable, command, dict(os.environ) | environment | notebook.QUIET | settings)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     own = commands.add_parser("notebook", help="open a lesson in JupyterLab, to work in")
     own.add_argument("number", type=int, metavar="N", help="which lesson")
     own.add_argument("--language", choices=notebook.LANGUAGES, default="en", help="of the prose (default: en)")
-    own.add_argument("--no-browser", action="store_true", help="write the notebook, but do not start JupyterLab")
+    own.add_argument("--only-write", action="store_true", help="write the notebook, but do not start JupyterLab")
     compare = commands.add_parser("compare", help="compare the figures of a run with the bands of others")
     compare.add_argument("number", type=int, metavar="N", help="which lesson")
     measure = commands.add_parser("bands", help="run lessons on several runs and write the bands")
@@ -140,7 +140,7 @@ def main() -> None:
         build_pages(arguments.numbers or list(notebook.sources()), environment)
     elif arguments.command == "notebook":
         path = own_notebook(arguments.number, arguments.language)
-        if not arguments.no_browser:
+        if not arguments.only_write:
             open_notebook(path, environment)
     elif arguments.command == "compare":
         for line in bands.compare(arguments.number, runs_dir / arguments.run):
