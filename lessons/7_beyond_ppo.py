@@ -172,10 +172,10 @@ table(
     {
         "": list(found),
         "KL": [one.kl.mean for one in found.values()],
-        "reward model": [one.reward.mean for one in found.values()],
+        "RM": [one.reward.mean for one in found.values()],
         "gold": [one.gold for one in found.values()],
         "references": [one.reference.mean for one in found.values()],
-        "preferred to PPO": [
+        "beats PPO": [
             beyond.wins(examples, one.responses, of_ppo.responses, labelers) for one in found.values()
         ],
     }
@@ -185,9 +185,9 @@ lesson.record(**{f"gold_{name.lower()}": one.gold.mean for name, one in found.it
 # %% [markdown] id="equal-look"
 # **What to look for.** First the KL: the columns beside it can be compared only as far as it is the same. Then the
 # intervals: where those of two methods overlap widely, this run does not tell which is better. *References* is a judge
-# of another construction, which knows none of gold's rules. The last column asks held-out labelers, blind; PPO against
-# itself is a tie everywhere. Look at the reward model's column last: PPO, RLOO and GRPO were paid by it, DPO and KTO
-# never met it.
+# of another construction, which knows none of gold's rules. *Beats PPO* asks held-out labelers, blind; PPO against itself
+# is a tie everywhere. Look at *RM*, the reward model's score, last: PPO, RLOO and GRPO were paid by it, DPO and KTO never
+# met it.
 
 # %% id="curves" alt="Gold against KL to SFT while each method trains; PPO is one point."
 plot = axes("KL to SFT, nats per response", "gold on validation prompts")
@@ -245,16 +245,16 @@ table(
     {
         "": list(both),
         "KL": [one.kl.mean for one in both.values()],
-        "gold (its reward!)": [one.gold.mean for one in both.values()],
+        "gold": [one.gold.mean for one in both.values()],
         "references": [one.reference for one in both.values()],
-        "preferred to PPO": [beyond.wins(examples, one.responses, of_ppo.responses, labelers) for one in both.values()],
+        "beats PPO": [beyond.wins(examples, one.responses, of_ppo.responses, labelers) for one in both.values()],
     }
 )
 lesson.record(references_grpo=found["GRPO"].reference.mean, references_grpo_gold=found["GRPO, gold"].reference.mean)
 
 # %% [markdown] id="gold-look"
-# **What to look for.** The column *gold* shows that the reward was maximised, and nothing else: never judge by what was
-# paid. Do the other two agree that it got better, and is the difference larger than the intervals? What limits a model
+# **What to look for.** *Gold* was the reward of *GRPO, gold*: there it shows that the reward rose, and nothing else. Never
+# judge by what was paid. Do the other two agree that it got better, and is the difference larger than the intervals? What limits a model
 # of this size may not be the reward, but what it knows and how many responses it has seen.
 #
 # ## 6. Principles instead of people
@@ -428,8 +428,8 @@ lesson.record(pgr=recovered["PGR"].mean, weak_to_strong=recovered["weak-to-stron
 # - **Learning rates** are defaults for models of billions of parameters. With TRL's 1e-6 this small model would hardly
 #   move.
 # - **Left padding.** RLOO and GRPO pad prompts on the left. A model with absolute positions, such as GPT-2, must be told
-#   where each row begins. TRL does not, and nothing complains. `beyond.with_positions` does; the cell below shows how
-#   wrong the log-probabilities would be.
+#   where each row begins. TRL does not ([a report on three of its trainers](https://github.com/huggingface/trl/issues/6800)),
+#   and nothing complains. `beyond.with_positions` does; the cell below shows how wrong a log-probability would be.
 # - **The end of text.** The chat template gives every response one, also those that never ended. Then the model learns
 #   that a torn sentence is complete. `beyond.Pairs` and `beyond.Singles` take it away again.
 
