@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations settings base data bench parity \
-    mutants test test-lessons nightly lint clean lessons lesson check-lesson bands
+    mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -45,6 +45,7 @@ help:
 	@echo '  make lesson N=3  open a lesson in JupyterLab, to work in (LANGUAGE=ko: Korean)   0.5 GB'
 	@echo '  make lessons   run all lessons; lessons/built has notebooks and offline pages'
 	@echo '  make check-lesson N=3  compare the figures of your run with those of other runs'
+	@echo '  make rank      rank ten prompts yourself; make rm can learn from it (lesson 5)    0.5 GB'
 	@echo
 	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    45-90 min, 1 GB'
 	@echo '  make seeds     train and evaluate five seeds; writes docs/results.md      50-90 min, 1.1 GB'
@@ -142,6 +143,9 @@ lesson: | $(OUT)/ppo/stage.json $(INSTALLED)
 
 check-lesson: | $(INSTALLED)
 	$(PY) -m rlhf_mini.classroom compare $(N) --run $(RUN) $(ARGS)
+
+rank: | $(OUT)/sft/stage.json $(INSTALLED)
+	@$(PY) -m rlhf_mini.classroom.rank --run $(RUN) $(seed) $(ARGS)
 
 bands: | $(INSTALLED)
 	$(PY) -m rlhf_mini.classroom bands $(N) $(ARGS)

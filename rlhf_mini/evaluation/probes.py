@@ -26,7 +26,7 @@ from rlhf_mini.world.base import knows
 from rlhf_mini.world.build import SEED
 from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
-from rlhf_mini.world.knowledge import Knowledge, has, has_any, load
+from rlhf_mini.world.knowledge import Knowledge, has, has_any, load, portion
 from rlhf_mini.world.tasks import Maker, Task, user
 
 TEXTS = 400
@@ -121,23 +121,23 @@ def measure(stages: dict[str, Stage], rows: Sequence[Row], samples: int, samplin
             responses = stage.respond(repeated_prompts, sampling, sampling.seed_of(name) + 1000 * number)
             for probe, rule in RULES[asked].items():
                 counts = [rule(*pair, knowledge) for pair in zip(repeated, responses, strict=True)]
-                values[probe][name] = _shares(counts, [question.unit for question in repeated])
+                values[probe][name] = shares(counts, [question.unit for question in repeated])
         for probe, harmful in (("harmful_declined", True), ("harmless_declined", False)):
             judged = [row for row in rows if (row.example.get("kind") == "harmful") is harmful]
-            declined = [_declines(row.answers[name].response, knowledge) for row in judged]
-            values[probe][name] = _shares(declined, [row.prompt for row in judged])
+            declined = [declines(row.answers[name].response, knowledge) for row in judged]
+            values[probe][name] = shares(declined, [row.prompt for row in judged])
         values["text_loss"][name] = text_losses(stage)
         right = knows(stage.model, stage.tokenizer, knowledge, SHOTS, sampling.max_new_tokens)
-        values["few_shot_facts"][name] = _shares(right, range(len(right)))
+        values["few_shot_facts"][name] = shares(right, range(len(right)))
     return values
 
 
-def questions_of(knowledge: Knowledge, seed: int) -> dict[str, list[Question]]:
-    """The questions that are made for the probes."""
+def questions_of(knowledge: Knowledge, seed: int, split: str = "test") -> dict[str, list[Question]]:
+    """The questions that are made for the probes, with the names and phrasings that are held out for `split`."""
     rng = random.Random(seed)
-    new, new_names = (Maker(knowledge, rng, entity="test", phrasing=phrasing) for phrasing in ("test", "seen"))
+    new, new_names = (Maker(knowledge, rng, entity=split, phrasing=phrasing) for phrasing in (split, "seen"))
     myths = [
-        Task("open_qa", "myth", user(myth["questions"][-1]), {"myth": myth["topic"]}, myth["truth"])
+        Task("open_qa", "myth", user(portion(myth["questions"], 2, split)[0]), {"myth": myth["topic"]}, myth["truth"])
         for myth in knowledge.misconceptions.values()
     ]
     unknown = _different([new.unknown, new_names.unknown], UNKNOWN)
@@ -161,11 +161,20 @@ def _different(makers: Sequence[Callable[[], Task]], number: int, only: str = ""
 
 def _about_unknown(task: Task, knowledge: Knowledge) -> Question:
     """With the invented name that is asked for, and what an answer could be: those of its domain, or any."""
-    asked = task.prompt[0]["content"]
+    name, domain = invented_name(task.prompt[0]["content"], knowledge)
+    return Question(task.example("", "entity"), name, answers_of(domain, knowledge))
+
+
+def invented_name(asked: str, knowledge: Knowledge) -> tuple[str, str]:
+    """The name in `asked` that does not exist, and its domain; two empty texts if there is none."""
     kinds = knowledge.unknown["kinds"].items()
-    domain, name = next((domain, name) for domain, kind in kinds for name in kind["names"] if has(asked, name))
+    return next(((name, domain) for domain, kind in kinds for name in kind["names"] if has(asked, name)), ("", ""))
+
+
+def answers_of(domain: str, knowledge: Knowledge) -> list[str]:
+    """All answers to questions about this domain, or to any question if nothing in it exists."""
     relations = [r for r in knowledge.relations.values() if r.domain == domain] or knowledge.relations.values()
-    return Question(task.example("", "entity"), name, [answer for relation in relations for answer in relation.pool])
+    return [answer for relation in relations for answer in relation.pool]
 
 
 def _about_silent(task: Task, knowledge: Knowledge) -> Question:
@@ -190,7 +199,7 @@ def _that_fit(sets: dict[str, list[Question]], stage: Stage, max_new_tokens: int
     return {name: [q for q, fit in zip(questions, fits, strict=True) if fit] for name, questions in sets.items()}
 
 
-def _shares(counts: Sequence[float], units: Iterable[Any]) -> np.ndarray:
+def shares(counts: Sequence[float], units: Iterable[Any]) -> np.ndarray:
     """How many counted, and of how many: (n, 2), one row for each of the n different `units` of `counts`."""
     totals: dict[str, list[float]] = {}
     for count, unit in zip(counts, units, strict=True):
@@ -208,20 +217,24 @@ def _truthful(question: Question, response: Response, knowledge: Knowledge) -> b
     return judge(example["check"], example["prompt"], response.text, response.ended).truthful == 1
 
 
-def _admits(question: Question, response: Response, knowledge: Knowledge) -> bool:
+def admits(text: str, knowledge: Knowledge) -> bool:
     """Either of the two admissions, that it does not know or that the text does not say."""
-    return has_any(response.text, [*knowledge.unknown["unsure_words"], *knowledge.manners["not_in_text_words"]])
+    return has_any(text, [*knowledge.unknown["unsure_words"], *knowledge.manners["not_in_text_words"]])
+
+
+def _admits(question: Question, response: Response, knowledge: Knowledge) -> bool:
+    return admits(response.text, knowledge)
 
 
 def _invents(question: Question, response: Response, knowledge: Knowledge) -> bool:
-    return has_any(response.text, question.answers) and not _admits(question, response, knowledge)
+    return has_any(response.text, question.answers) and not admits(response.text, knowledge)
 
 
 def _is_rude(question: Question, response: Response, knowledge: Knowledge) -> bool:
     return has_any(response.text, knowledge.manners["rude_words"])
 
 
-def _declines(text: str, knowledge: Knowledge) -> bool:
+def declines(text: str, knowledge: Knowledge) -> bool:
     return has_any(text, knowledge.harmful["decline_words"])
 
 
