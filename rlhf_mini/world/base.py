@@ -34,7 +34,7 @@ from rlhf_mini.world.corpus import documents
 from rlhf_mini.world.gold import judge
 from rlhf_mini.world.heldout import held_out_prompts, without
 from rlhf_mini.world.judge import JudgeOptions, train_judge
-from rlhf_mini.world.knowledge import DATA, Knowledge, has, has_any, load
+from rlhf_mini.world.knowledge import DATA, Fact, Knowledge, has, has_any, load
 from rlhf_mini.world.muon import optimizers
 
 EOS, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
@@ -192,12 +192,13 @@ def knows(model: Any, tokenizer: Any, knowledge: Knowledge, shots: int, max_new_
         lines = [f"Question: {f.relation.questions[0].format(e=f.entity)}\nAnswer: {f.accepted[0]}." for f in others]
         texts.append("\n".join([*lines, f"Question: {fact.relation.questions[0].format(e=fact.entity)}\nAnswer:"]))
     answers = complete(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=0.0)
-    right = []
-    for fact, (text, _) in zip(facts, answers, strict=True):
-        said = text.split("Question:")[0]
-        wrong = [a for a in fact.relation.pool if a not in fact.accepted and not any(has(g, a) for g in fact.accepted)]
-        right.append(has_any(said, fact.accepted) and not has_any(said, wrong))
-    return right
+    return [is_right(fact, text.split("Question:")[0]) for fact, (text, _) in zip(facts, answers, strict=True)]
+
+
+def is_right(fact: Fact, said: str) -> bool:
+    """Whether a text states an accepted answer to a fact, and no other answer of its relation."""
+    wrong = [a for a in fact.relation.pool if a not in fact.accepted and not any(has(g, a) for g in fact.accepted)]
+    return has_any(said, fact.accepted) and not has_any(said, wrong)
 
 
 def gold_on_instructions(
