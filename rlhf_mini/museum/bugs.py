@@ -241,7 +241,7 @@ def untrained_rm() -> Iterator[None]:
 def another_sft() -> Iterator[None]:
     """The reward model was trained on the responses of another SFT model.
 
-    SFT was trained again, here for half as long, and the reward model of before was kept. It judges responses unlike
+    SFT was trained again, here for a shorter time, and the reward model of before was kept. It judges responses unlike
     those it has seen ranked. PPO refuses such a pair; this switches the check off.
 
     Look at: the checkpoints that the doctor compares. The curves do not show it.

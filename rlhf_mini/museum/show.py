@@ -105,14 +105,18 @@ def differing(runs: Mapping[str, Path]) -> dict[Figure, tuple[Finding | None, Fi
 
 
 def doctor(runs: Mapping[str, Path]) -> None:
-    """What the doctor says of both runs, where it is not content with both."""
+    """What the doctor says of both runs, where it does not say the same."""
     found = differing(runs)
+    same = [" ".join(key) for key, (one, other) in found.items() if one and other and one.level == other.level]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("", "", *runs):
         table.add_column(heading)
     for (stage, check), pair in found.items():
-        table.add_row(stage, check, *(f"{one.level}: {one.text}" if one else "-" for one in pair))
-    console.print(table if found else "All its checks pass in both runs.")
+        if f"{stage} {check}" not in same:
+            table.add_row(stage, check, *(f"{one.level}: {one.text}" if one else "-" for one in pair))
+    console.print(table if table.rows else "Nothing that it does not say of both.")
+    if same:
+        console.print(f"Of both, it finds fault with: {', '.join(same)}.", soft_wrap=True)
 
 
 # --- responses -------------------------------------------------------------------------------------------------------
