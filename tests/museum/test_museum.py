@@ -277,11 +277,18 @@ def test_the_list(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(f"\n{name} " in f"\n{said}" for name in BUGS) and "BUG=mystery" in said
 
 
-def test_a_wrong_name() -> None:
-    line = [sys.executable, "-m", "rlhf_mini.museum", "kl_sing"]
-    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.startswith("error: there is no bug 'kl_sing': choose one of kl_sign, wrong_token,")
+def test_a_wrong_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"there is no bug 'kl_sing': choose one of kl_sign, wrong_token, .*, or mystery"
+    ):
+        visit(world, monkeypatch, "kl_sing")
+
+
+def test_help_teaches_without_waiting_for_torch() -> None:
+    code = "import sys; from rlhf_mini.museum.__main__ import arguments; assert 'torch' not in sys.modules; arguments()"
+    line = [sys.executable, "-c", code, "--help"]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0 and "What to inspect: the curves" in result.stdout
 
 
 def test_sparklines() -> None:
