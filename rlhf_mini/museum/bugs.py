@@ -395,7 +395,7 @@ ALL = (
     Bug(dropout, PPO, (RATIO, KL), ("first KL", "ratio")),
     Bug(
         kl_per_token, PPO, (KL_COEF, KL), ("KL controller",),
-        settings={"ppo": dict(kl_target=0.5, kl_horizon=128)},
+        settings={"ppo": dict(kl_target=0.5, kl_horizon=256)},
     ),
     Bug(filtered_sampling, PPO, (ENTROPY, KL), ("sampling",)),
     Bug(left_padding, PPO, (RATIO, KL), ("first KL", "ratio")),

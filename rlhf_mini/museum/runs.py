@@ -37,8 +37,8 @@ SHORT: Settings = {
     "sft": dict(num_train_epochs=0.5, show_every=0, save_steps=0),
     "rm": dict(num_prompts=320, num_validation_prompts=100, save_steps=0),
     "ppo": dict(
-        updates=20, episodes=64, num_minibatches=2, warmup_updates=4, learning_rate=7e-4, kl_coef=0.05,
-        evaluation_prompts=64, on_collapse="warn", save_steps=0,
+        updates=16, warmup_updates=5, learning_rate=5e-4, kl_coef=0.05,
+        evaluation_prompts=64, sample_every=100, on_collapse="warn", save_steps=0,
     ),
 }  # fmt: skip
 
