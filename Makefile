@@ -4,6 +4,7 @@ PYTHON   ?= python3
 PIP_ARGS ?=
 RUN      ?= default
 SEED     ?=
+BUG      ?=
 ARGS     ?=
 N        ?=
 LANGUAGE ?= en
@@ -19,8 +20,8 @@ seed        := $(if $(SEED),--seed $(SEED))
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help $(STAGES) compare evaluate overopt report chat doctor seeds ablations settings base data bench parity \
-    mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank
+.PHONY: help $(STAGES) compare evaluate overopt report chat doctor museum seeds ablations settings base data bench \
+    parity mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -41,6 +42,7 @@ help:
 	@echo '  make report    an HTML report on a run, with a token microscope           10 s, 0.5 GB'
 	@echo '  make chat      chat with base, SFT or PPO in the terminal                 0.5 GB'
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'
+	@echo '  make museum    classic bugs beside the healthy run: BUG=kl_sign           1-4 min, 1 GB'
 	@echo
 	@echo '  make lesson N=3  open a lesson in JupyterLab, to work in (LANGUAGE=ko: Korean)   0.5 GB'
 	@echo '  make lessons   run all lessons; lessons/built has notebooks and offline pages'
@@ -66,6 +68,7 @@ help:
 	@echo 'you name it, and its data, its code or the stage before it has changed, or you give ARGS or another SEED.'
 	@echo '  RUN=name       name of the run, a folder under runs/ (default: default)'
 	@echo '  SEED=1         random seed (default: 0)'
+	@echo '  BUG=name       for make museum: a bug of its list, mystery (picked by SEED), or all'
 	@echo '  ARGS="..."     options for the targets you name: make ppo ARGS="--kl_coef 0.2"; ARGS=--help lists them'
 	@echo '  PYTHON=...     the Python to install with, 3.11 or newer (default: python3)'
 	@echo '  PIP_ARGS=...   options for pip at installation. On Linux, this avoids 3 GB of CUDA libraries:'
@@ -122,6 +125,10 @@ chat: | $(OUT)/ppo/stage.json $(INSTALLED)
 # Needs no checkpoint: it also examines runs that stopped half-way.
 doctor: | $(INSTALLED)
 	$(PY) -m rlhf_mini.doctor $(OUT) $(ARGS)
+
+# Without BUG it lists the bugs, which needs no checkpoint. SEED picks the mystery, it is not that of a stage.
+museum: | $(if $(BUG),$(OUT)/rm/stage.json) $(INSTALLED)
+	@$(PY) -m rlhf_mini.museum $(BUG) --run $(RUN) $(seed) $(ARGS)
 
 seeds: | $(INSTALLED)
 	for seed in 0 1 2 3 4; do $(MAKE) sft rm ppo RUN=seed$$seed SEED=$$seed || exit 1; done

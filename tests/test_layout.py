@@ -29,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "rlhf_mini.report": TOOL,
     "rlhf_mini.chat": TOOL,
     "rlhf_mini.doctor": TOOL,
+    "rlhf_mini.museum": (*TOOL, "rlhf_mini.doctor"),
     "rlhf_mini.classroom": (*TOOL, "rlhf_mini.doctor", "rlhf_mini.museum"),
     "benchmarks": TOOL,
 }

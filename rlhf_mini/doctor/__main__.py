@@ -63,8 +63,9 @@ def check_rm(rm: StageOutput, run_dir: Path) -> list[Finding | None]:
 def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
     kl, lengths = ppo.series("objective/kl"), ppo.series("response/length")
     # Older runs did not log the entropy of the responses; that of the distributions is close to it.
-    of_responses = ppo.series("objective/entropy")
-    entropy = [e / n for e, n in zip(of_responses, lengths, strict=False) if n > 0] or ppo.series("policy/entropy")
+    of_responses, of_distributions = ppo.series("objective/entropy"), ppo.series("policy/entropy")
+    sampled = [e / n for e, n in zip(of_responses, lengths, strict=False) if n > 0]
+    entropy = sampled or of_distributions
     scores, stds = ppo.series("objective/scores"), ppo.series("objective/scores_std")
     # `compare` scores with the run's reward model, which says nothing about a PPO run with another reward.
     uses_rm = not ppo.option("reward", "")
@@ -74,8 +75,10 @@ def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
         check_parent("ppo", ppo, "rm", run_dir) if uses_rm else None,
         checks.first_kl(kl),
         checks.first_ratio(ppo.series("policy/first_ratio_error")),
+        checks.sampling(sampled, of_distributions),
         checks.kl_sign(kl),
         checks.kl_size(kl, ppo.option("max_kl", 0.0)),
+        checks.kl_controller(ppo.series("objective/kl_coef"), kl, ppo.option("kl_target", 0.0)),
         checks.policy_moved(kl),
         checks.clip_fraction(ppo.series("policy/clip_fraction")),
         checks.explained_variance(ppo.series("value/explained_variance"), stds),

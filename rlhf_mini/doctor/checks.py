@@ -7,6 +7,7 @@ findings.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean, median, stdev
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ ENTROPY_LOW, ENTROPY_COLLAPSED = 0.3, 0.1  # entropy per token / that of the fir
 EOS_LOW, EOS_MISSING = 0.9, 0.5  # share of responses that end with eos: at least 0.96
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 1 / 3, 1.5  # response length / that of the first iteration: 0.9 to 1.0
 MAX_RATIO_ERROR = 1e-3  # |ratio - 1| in the first minibatch, which only rounding explains: at most 3e-5
+MAX_SURPRISE_ERROR = 0.1  # |mean -log p of the samples / entropy - 1|, which only chance explains: at most 0.02
 MIN_EXPLAINED = 0.1  # explained variance, median of the second half; a constant value explains 0: at least 0.88
 SCORES_DIFFER = 0.1  # standard deviation of an iteration's scores / that of the first: at least 0.70
 MAX_CLIPPED = 0.3  # share of clipped tokens in any iteration: at most 0.01
@@ -241,6 +243,20 @@ def policy_moved(kl: Sequence[float]) -> Finding | None:
     return verdict("policy", measured, "it never moved", advice, fail=furthest < MIN_KL_REACHED)
 
 
+def kl_controller(kl_coefs: Sequence[float], kl: Sequence[float], kl_target: float) -> Finding | None:
+    """Whether the coefficient rose after each iteration with a KL above `kl_target`, and fell after one below it."""
+    moves = [after - before for before, after in pairwise(kl_coefs)]
+    if kl_target <= 0 or not moves:
+        return None
+    wrong = sum(move * (each - kl_target) < 0 for move, each in zip(moves, kl, strict=False))
+    measured = (
+        f"kl_coef {kl_coefs[0]:.2g} -> {kl_coefs[-1]:.2g}, the wrong way after {wrong} of {len(moves)} iterations"
+    )
+    problem = "the controller goes by something else than the KL of whole responses"
+    advice = "give it the KL summed over each response and averaged over responses, in nats, as is --kl_target"
+    return verdict("KL controller", measured, problem, advice, fail=wrong > 0)
+
+
 # --- PPO: other metrics, one value an iteration ----------------------------------------------------------------------
 
 
@@ -252,6 +268,23 @@ def first_ratio(errors: Sequence[float]) -> Finding | None:
     problem = "the update computes different log-probabilities than the rollout recorded"
     advice = "no dropout (eval mode); the same --temperature, positions and padding in both passes"
     return verdict("ratio", measured, problem, advice, fail=max(errors) > MAX_RATIO_ERROR)
+
+
+def sampling(sampled: Sequence[float], expected: Sequence[float]) -> Finding | None:
+    """Whether responses are samples of the distribution that is scored.
+
+    Then -log p of the sampled tokens (`sampled`) is on average the entropy of their distributions (`expected`), both in
+    nats per token.
+    """
+    ratios = [one / other for one, other in zip(sampled, expected, strict=False) if other > 0]
+    if len(ratios) < 5:
+        return None
+    off = mean(ratios) - 1
+    significant = abs(off) > 3 * stdev(ratios) / math.sqrt(len(ratios))
+    measured = f"-log p of the samples is {mean(ratios):.2f} times the entropy (1, at most {MAX_SURPRISE_ERROR} off)"
+    problem = f"the tokens are {'more' if off < 0 else 'less'} likely than samples would be"
+    advice = "sample from the full distribution: no top-k, top-p, minimum length, dropout or different --temperature"
+    return verdict("sampling", measured, problem, advice, fail=abs(off) > MAX_SURPRISE_ERROR and significant)
 
 
 def clip_fraction(shares: Sequence[float]) -> Finding | None:

@@ -369,6 +369,13 @@ def test_nan_stop_of_sft(run: Path) -> None:
         (checks.score_spread(0.09), "fail"),
         (checks.kl_size([0.0, 16.0], 100.0), "warn"),
         (checks.kl_sign([0.1, -0.4, 0.3, -0.4]), "pass"),  # negative by chance
+        (checks.kl_controller([0.1, 0.2, 0.1], [3.0, 1.0, 1.0], 2.0), "pass"),  # up after 3, down after 1
+        (checks.kl_controller([0.1, 0.2, 0.3], [3.0, 1.0, 1.0], 2.0), "fail"),  # up after 1
+        (checks.kl_controller([0.1, 0.1], [3.0, 1.0], 0.0), None),  # no controller
+        (checks.sampling([0.85] * 6, [1.0] * 6), "fail"),
+        (checks.sampling([0.95] * 6, [1.0] * 6), "pass"),
+        (checks.sampling([0.1, 1.5, 0.1, 1.5, 0.1, 1.5], [1.0] * 6), "pass"),  # by chance
+        (checks.sampling([0.5] * 4, [1.0] * 4), None),  # too few
         (checks.eos_rate([0.9, 0.8]), "warn"),
         (checks.score_gain([0.0, 0.05], [1.0, 1.0]), "warn"),
         (checks.score_gain([0.0, -0.3], [1.0, 1.0]), "fail"),
