@@ -175,9 +175,7 @@ table(
         "RM": [one.reward.mean for one in found.values()],
         "gold": [one.gold for one in found.values()],
         "references": [one.reference.mean for one in found.values()],
-        "beats PPO": [
-            beyond.wins(examples, one.responses, of_ppo.responses, labelers) for one in found.values()
-        ],
+        "beats PPO": [beyond.wins(examples, one.responses, of_ppo.responses, labelers) for one in found.values()],
     }
 )
 lesson.record(**{f"gold_{name.lower()}": one.gold.mean for name, one in found.items()})

@@ -423,8 +423,8 @@ def with_positions(model: Any) -> Any:
 
     RLOO and GRPO pad prompts on the left and give the model a mask, but no positions. Those of GPT-2 are absolute, and
     transformers counts them from the padding on: without this, the log-probabilities are those of another model than
-    the one that sampled. Models with rotary positions, for which TRL is made, do not notice. huggingface/trl#6800 reports
-    the same of three other trainers.
+    the one that sampled. Models with rotary positions, for which TRL is made, do not notice. huggingface/trl#6800
+    reports the same of three other trainers.
     """
 
     def count(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -118,7 +118,8 @@ def test_a_lesson_has_what_a_lesson_has(number: int) -> None:
     assert made.cells[0].id == "title" and made.cells[0].source.startswith("# ")
     assert "**The question.**" in prose["title"]
     assert any("**Predict first.**" in text for text in prose.values())
-    assert any("**What to look for.**" in text for text in prose.values())
+    for part in ("**What to look for.**", "## Quiz", "## Pitfalls", "## What is simplified"):
+        assert any(part in text for text in prose.values()), part
     code_cells = [cell for cell in made.cells if cell.cell_type == "code"]
     assert len([cell for cell in code_cells if "exercise" in tags(cell)]) in (2, 3)
     for cell, after in pairwise(code_cells):
@@ -141,16 +142,18 @@ def test_its_quiz_has_three_questions_whose_options_explain_themselves(number: i
     for question in questions:
         explained = re.findall(r"<details><summary>.+?</summary>\s*(\w+)", question, re.DOTALL)
         assert len(explained) == 3 and explained.count("Right") == 1, question
-    assert "## Pitfalls" in quiz and "## What is simplified" in quiz
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_its_figures_are_printed_by_cells(number: int) -> None:
-    """The prose quotes papers, with their names, and what stands in the code; what was measured is in the outputs."""
+    """The prose quotes papers, with their names, and what stands in the code; what was measured is in the outputs.
+
+    A question of the quiz may invent a figure.
+    """
     made = notebook.read(notebook.source_of(number))
     code_text = "".join(cell.source for cell in made.cells if cell.cell_type == "code")
     for key, text in notebook.prose(made).items():
-        for paragraph in re.split(r"\n\s*\n", re.sub(r"\$[^$]*\$|`[^`]*`|https?://\S+", "", text)):
+        for paragraph in [] if key == "quiz" else re.split(r"\n\s*\n", re.sub(r"\$[^$]*\$|`[^`]*`|https?://\S+", "", text)):
             if re.search(r"et al\.|InstructGPT|OpenAI|arXiv|\(\d{4}\)", paragraph):
                 continue
             unknown = [found for found in FIGURE.findall(paragraph) if found not in code_text]
