@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_mini.classroom.checks.lesson2 import check_larger, check_leaks, check_loss, check_probability
+from rlhf_mini.classroom.checks.lesson2 import check_larger, check_leaks, check_loss
 from rlhf_mini.classroom.lesson import Lesson
 from rlhf_mini.classroom.reward import as_pairs, difference, errors, fit, fit_all, new_model, pool, scores_of, share
 from rlhf_mini.classroom.show import axes, table
@@ -89,27 +89,6 @@ lesson.record(agreement=among.mean, floor=floor)
 #
 # $$P(y_1 \succ y_2) = \sigma(r_1 - r_2) = \frac{1}{1 + e^{-(r_1 - r_2)}}$$
 
-# %% [markdown] id="exercise-probability-text"
-# ### Exercise 1: from scores to a probability (●○○, 3 minutes)
-#
-# Write the probability that the first of two responses is preferred, from their scores.
-#
-# <details><summary>Hint</summary>
-#
-# You need `math.exp`, or `torch.sigmoid` of a tensor. Only the difference of the scores comes into it.
-#
-# </details>
-
-
-# %% id="exercise-probability" tags=["exercise"]
-def preferred(score: float, other: float) -> float:
-    """The probability that a response with `score` is preferred to one with the score `other`."""
-    return ...
-
-
-# %% id="check-probability" tags=["check"]
-check_probability(preferred)
-
 # %% [markdown] id="exercise-loss-text"
 # A ranking of K responses has $\binom{K}{2}$ couples. The loss of one prompt is the negative log-probability of all its
 # ordered pairs (a winner $w$ over a loser $l$), divided by the number of couples (Ouyang et al. 2022, equation 1):
@@ -118,7 +97,7 @@ check_probability(preferred)
 #
 # A tied couple orders nothing and is left out of the sum.
 #
-# ### Exercise 2: the loss of a ranking with a tie (●●○, 6 minutes)
+# ### Exercise 1: the loss of a ranking with a tie (●●○, 6 minutes)
 #
 # Three responses A, B and C have the scores 0, 1 and -2. The labeler put A first, and tied B and C. What is the loss?
 #
@@ -294,7 +273,7 @@ table(
 # **What to look for.** Compare each row with the first one. Capacity and weight decay move the training error more easily
 # than the validation error: that is the trade between bias and variance.
 #
-# ### Exercise 3: bias or variance? (●●○, 5 minutes)
+# ### Exercise 2: bias or variance? (●●○, 5 minutes)
 #
 # For each setting of the table: which of the two parts of the validation error above the floor is the larger one? Write
 # `"bias"` or `"variance"`.
@@ -322,7 +301,7 @@ check_larger(larger, settings, floor)
 #
 # All of this depends on an honest split. A validation error is honest if validation asks what training has not answered.
 #
-# ### Exercise 4: which split leaks? (●●○, 4 minutes)
+# ### Exercise 3: which split leaks? (●●○, 4 minutes)
 #
 # Here are four ways to choose what is put aside for validation. Write `True` where a prompt can have comparisons on both
 # sides, so that the validation error says too little about *new* prompts.

@@ -2,11 +2,6 @@
 # # Solutions of lesson 2
 
 
-# %% id="exercise-probability"
-def preferred(score: float, other: float) -> float:
-    return torch.sigmoid(torch.tensor(score - other)).item()
-
-
 # %% id="exercise-loss"
 # A over B: margin 0 - 1 = -1,     -log sigmoid(-1) = log(1 + e)    = 1.3133
 # A over C: margin 0 - (-2) = 2,   -log sigmoid(2)  = log(1 + e^-2) = 0.1269

@@ -324,16 +324,18 @@ def entropy(per_token: Sequence[float]) -> Finding | None:
 def eos_rate(rates: Sequence[float]) -> Finding | None:
     if not rates:
         return None
-    rate = final(rates)
+    rate, never_learned = final(rates), rates[0] < EOS_MISSING
     measured = f"{rate:.0%} of responses end with eos (at least {EOS_MISSING:.0%})"
     problem = "most responses have no eos, they are truncated" if rate < EOS_MISSING else "many responses are truncated"
     advice = "a higher --missing_eos_penalty, a larger --max_new_tokens"
-    if rates[0] < EOS_MISSING:
+    if never_learned:
+        if rate >= EOS_LOW:
+            problem = f"PPO had to teach what SFT should have, of whose responses {rates[0]:.0%} end"
         advice = (
             "fix SFT first, its responses do not end either: "
             "demonstrations must end with eos, and the pad token must be a different one"
         )
-    return verdict("eos", measured, problem, advice, fail=rate < EOS_MISSING, warn=rate < EOS_LOW)
+    return verdict("eos", measured, problem, advice, fail=rate < EOS_MISSING, warn=rate < EOS_LOW or never_learned)
 
 
 def response_length(lengths: Sequence[float]) -> Finding | None:

@@ -161,8 +161,8 @@ def page_table(found: Mapping[str, Any]) -> Iterator[str]:
     for name, of in found["bugs"].items():
         figure, values = next(iter(of["figures"].items()))
         gold = f"{of['healthy']['gold']:.2f}, {of['buggy']['gold']:.2f}"
-        said = "; ".join(f"{each['level']}: {each['check']}" for each in of["doctor"] if each["buggy"]) or "nothing"
-        yield f"| `{name}` | {figure} | {ends(values['healthy'])} | {ends(values['buggy'])} | {gold} | {said} |"
+        said = [f"{each['buggy']}: {each['check']}" for each in of["doctor"] if each["buggy"] in ("warn", "fail")]
+        yield f"| `{name}` | {figure} | {ends(values['healthy'])} | {ends(values['buggy'])} | {gold} | {'; '.join(said) or 'nothing'} |"
 
 
 def ends(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_mini.classroom import notebook
-from rlhf_mini.classroom.checks.lesson2 import SPLITS, check_larger, check_leaks, check_loss, check_probability
+from rlhf_mini.classroom.checks.lesson2 import SPLITS, check_larger, check_leaks, check_loss
 from rlhf_mini.classroom.reward import Errors, Fit, Point
 
 BEATS_B, BEATS_C = math.log(1 + math.e), math.log(1 + math.exp(-2))  # A's margins are -1 and 2
@@ -16,37 +16,7 @@ TIE = math.log(1 + math.exp(-3))  # as if B were better than C
 LEAKS = [True, False, True, False]
 
 
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
 # --- exercise 1 ------------------------------------------------------------------------------------------------------
-
-
-def test_a_probability() -> None:
-    assert check_probability(lambda one, other: sigmoid(one - other)).state == "right"
-    assert check_probability(lambda one, other: torch.sigmoid(torch.tensor(one - other))).state == "right"
-    assert check_probability(lambda one, other: ...).state == "todo"
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (lambda one, other: sigmoid(other - one), "second"),
-        (lambda one, other: one - other, "equal scores must give one half"),
-        (lambda one, other: 0.5 + one - other, "between 0 and 1"),
-        (lambda one, other: one / (one + other), "difference"),
-        (lambda one, other: sigmoid(one) / (sigmoid(one) + sigmoid(other)), "difference"),
-        (lambda one, other: float(one > other), "one half"),
-        (lambda one, other: math.exp(one - other) / 0, "ZeroDivisionError"),
-    ],
-)
-def test_what_is_wrong_with_a_probability(answer: Any, message: str) -> None:
-    verdict = check_probability(answer)
-    assert verdict.state == "wrong" and message in verdict.text
-
-
-# --- exercise 2 ------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss() -> None:
@@ -77,7 +47,7 @@ def test_what_is_wrong_with_a_loss(answer: Any, message: str) -> None:
     assert "0.48" not in verdict.text
 
 
-# --- exercise 3 ------------------------------------------------------------------------------------------------------
+# --- exercise 2 ------------------------------------------------------------------------------------------------------
 
 
 def fitted(training: float, validation: float) -> Fit:
@@ -110,7 +80,7 @@ def test_what_is_wrong_with_bias_and_variance(answers: dict[str, Any], message: 
     assert verdict.state == "wrong" and message in verdict.text
 
 
-# --- exercise 4 ------------------------------------------------------------------------------------------------------
+# --- exercise 3 ------------------------------------------------------------------------------------------------------
 
 
 def leaks(*answers: Any) -> dict[str, Any]:

@@ -153,7 +153,9 @@ def test_its_figures_are_printed_by_cells(number: int) -> None:
     made = notebook.read(notebook.source_of(number))
     code_text = "".join(cell.source for cell in made.cells if cell.cell_type == "code")
     for key, text in notebook.prose(made).items():
-        for paragraph in [] if key == "quiz" else re.split(r"\n\s*\n", re.sub(r"\$[^$]*\$|`[^`]*`|https?://\S+", "", text)):
+        for paragraph in (
+            [] if key == "quiz" else re.split(r"\n\s*\n", re.sub(r"\$[^$]*\$|`[^`]*`|https?://\S+", "", text))
+        ):
             if re.search(r"et al\.|InstructGPT|OpenAI|arXiv|\(\d{4}\)", paragraph):
                 continue
             unknown = [found for found in FIGURE.findall(paragraph) if found not in code_text]

@@ -377,6 +377,7 @@ def test_nan_stop_of_sft(run: Path) -> None:
         (checks.sampling([0.1, 1.5, 0.1, 1.5, 0.1, 1.5], [1.0] * 6), "pass"),  # by chance
         (checks.sampling([0.5] * 4, [1.0] * 4), None),  # too few
         (checks.eos_rate([0.9, 0.8]), "warn"),
+        (checks.eos_rate([0.3, 0.99]), "warn"),  # PPO taught it, SFT should have
         (checks.score_gain([0.0, 0.05], [1.0, 1.0]), "warn"),
         (checks.score_gain([0.0, -0.3], [1.0, 1.0]), "fail"),
         (checks.score_gain([1.0, 1.0], [0.0, 0.0]), "fail"),

@@ -1,4 +1,4 @@
-"""Checks of lesson 2: a Bradley-Terry probability, a K-wise loss by hand, bias or variance, which split leaks."""
+"""Checks of lesson 2: a K-wise loss by hand, bias or variance, which split leaks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,24 +28,6 @@ SPLITS = {
         False, "who else has ranked the prompts of the labeler that is left out?"
     ),
 }  # fmt: skip
-
-
-@check
-def check_probability(preferred: Callable[[float, float], Any]) -> Verdict:
-    for one, other in [(1.0, 1.0), (2.0, 0.0), (0.0, 2.0), (51.0, 50.0), (-3.0, 4.0)]:
-        found = float(answer_of(preferred, one, other))
-        expected = torch.sigmoid(torch.tensor(one - other)).item()
-        if abs(found - expected) < 1e-4:
-            continue
-        said = f"for the scores {one:g} and {other:g} it gave {found:.3g}"
-        if abs(found - (1 - expected)) < 1e-4:
-            return wrong(f"{said}, which is the probability that the *second* is preferred: mind the order.")
-        if not 0 <= found <= 1:
-            return wrong(f"{said}: a probability lies between 0 and 1.")
-        if one == other:
-            return wrong(f"{said}: equal scores must give one half.")
-        return wrong(f"{said}. Only the difference of the scores may count, as in the formula.")
-    return right("only the difference counts, so scores have no zero of their own.")
 
 
 @check
