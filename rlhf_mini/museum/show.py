@@ -162,7 +162,15 @@ def page_table(found: Mapping[str, Any]) -> Iterator[str]:
         figure, values = next(iter(of["figures"].items()))
         gold = f"{of['healthy']['gold']:.2f}, {of['buggy']['gold']:.2f}"
         said = [f"{each['buggy']}: {each['check']}" for each in of["doctor"] if each["buggy"] in ("warn", "fail")]
-        yield f"| `{name}` | {figure} | {ends(values['healthy'])} | {ends(values['buggy'])} | {gold} | {'; '.join(said) or 'nothing'} |"
+        cells = (
+            f"`{name}`",
+            figure,
+            ends(values["healthy"]),
+            ends(values["buggy"]),
+            gold,
+            "; ".join(said) or "nothing",
+        )
+        yield f"| {' | '.join(cells)} |"
 
 
 def ends(values: Sequence[float]) -> str:

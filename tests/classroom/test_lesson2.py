@@ -16,6 +16,10 @@ TIE = math.log(1 + math.exp(-3))  # as if B were better than C
 LEAKS = [True, False, True, False]
 
 
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 # --- exercise 1 ------------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,12 @@
 """Checks of lesson 2: a K-wise loss by hand, bias or variance, which split leaks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from rlhf_mini.classroom.checks import Verdict, answer_of, check, right, todo, wrong
+from rlhf_mini.classroom.checks import Verdict, check, right, todo, wrong
 from rlhf_mini.classroom.reward import Fit
 from stages.rm.loss import k_wise_loss
 
