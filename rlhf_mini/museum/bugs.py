@@ -392,7 +392,7 @@ ENTROPY, SFT_LOSS = ("ppo", "objective/entropy"), ("sft", "eval_loss")
 ALL = (
     Bug(kl_sign, PPO, (KL, SCORE), ("KL sign",)),
     Bug(wrong_token, PPO, (EXPLAINED, SCORE), ("value model",)),
-    Bug(dropout, PPO, (RATIO, KL), ("first KL", "KL")),
+    Bug(dropout, PPO, (RATIO, KL), ("first KL",)),
     Bug(
         kl_per_token, PPO, (KL_COEF, KL), ("KL controller",),
         settings={"ppo": dict(kl_target=0.5, kl_horizon=256)},
@@ -401,8 +401,8 @@ ALL = (
     Bug(left_padding, PPO, (RATIO, KL), ("first KL", "ratio")),
     Bug(
         swapped_pairs, RM, (("rm", "accuracy"), SCORE), ("accuracy",),
-        # A judge that was pretrained on votes would resist so few wrong rankings.
-        settings={"rm": dict(init="sft", likelihood=False, learning_rate=1e-3)},
+        # With its usual learning rate, a judge that was pretrained on votes withstands so few wrong rankings.
+        settings={"rm": dict(likelihood=False, learning_rate=2e-3)},
     ),
     Bug(untrained_rm, RM, (SCORE, KL), ("accuracy",), own_settings={"rm": dict(init="sft", likelihood=False)}),
     Bug(another_sft, ("sft", "ppo"), (SCORE, KL), ("SFT checkpoint",)),

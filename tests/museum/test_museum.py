@@ -176,7 +176,7 @@ def test_filtered_sampling(world: World) -> None:
 def test_swapped_pairs(world: World) -> None:
     healthy, buggy = (load_checkpoint(run / "rm", "rm") for run in world.make(BUGS["swapped_pairs"]))
     right, wrong = (run.info["metrics"]["accuracy/training"]["share"] for run in (healthy, buggy))
-    assert right > 0.8 and wrong < 0.2
+    assert right > 0.8 and wrong < 0.4  # the share of a coin is 0.5
     assert level(buggy.path.parent, "rm", "accuracy") == "fail"
     assert mean(series(buggy.path.parent, ("rm", "accuracy"))[-10:]) > 0.8  # training does not notice
 
