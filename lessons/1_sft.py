@@ -250,8 +250,8 @@ lesson.record(gold_of_fewest=of_size[min(sizes)].gold.mean, gold_of_most=of_size
 #
 # ## 4. What the writers' carelessness teaches
 #
-# What a model should have learned and what its data say are two things. This is how often each writer makes an answer
-# wrong on purpose of nothing (`slip`), and which share of the demonstrations is his or hers:
+# What a model should have learned and what its data say are two things. This is how often each writer slips
+# into a wrong answer (`slip`), and the share of the demonstrations that each of them wrote:
 
 # %% id="writers"
 writers = load().writers
