@@ -198,7 +198,7 @@ def swapped_pairs() -> Iterator[None]:
     A column is mistaken for the other, or 1 for the worst rank. The loss falls and the accuracy in training rises as
     ever, as both go by the swapped labels. PPO then maximises what people dislike.
 
-    Look at: gold, which falls as the score rises, and the accuracy on rankings that were not swapped.
+    Look at: the accuracy on rankings that were not swapped, below that of a coin.
 
     Seen: a sign of OpenAI's that turned the reward round: it "optimized for negative sentiment while preserving natural
     language", Ziegler et al. 2019, section 4.4, https://arxiv.org/abs/1909.08593

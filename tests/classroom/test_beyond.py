@@ -1,6 +1,7 @@
 """TRL's trainers see the tokens and the log-probabilities that this project means, and stop at the KL."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,9 +50,9 @@ def run_dir(nano_run: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(nano_run.run_dir)
 
 
-def trainer_of(method: Any, run_dir: Path, tmp_path: Path) -> Any:
+def trainer_of(method: Any, run_dir: Path, tmp_path: Path, options: BeyondOptions = OPTIONS) -> Any:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run_dir / "sft"), load_tokenizer(run_dir / "sft")
-    return make_trainer(method, run_dir, model, tokenizer, OPTIONS, str(tmp_path / "scratch"), [])
+    return make_trainer(method, run_dir, model, tokenizer, options, str(tmp_path / "scratch"), [])
 
 
 def rows(batch: dict[str, torch.Tensor], prefix: str = "") -> list[tuple[list[int], list[int]]]:
@@ -80,7 +81,8 @@ def test_dpo_trains_on_our_tokens(run_dir: Path, tmp_path: Path) -> None:
 
 def test_kto_trains_on_the_same_responses(run_dir: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(run_dir / "sft")
-    (batch,) = trainer_of("kto", run_dir, tmp_path).get_train_dataloader()
+    of_six = replace(OPTIONS, pairs=6)  # single responses in a step
+    (batch,) = trainer_of("kto", run_dir, tmp_path, of_six).get_train_dataloader()
     found, mismatched = rows(batch), rows(batch, "KL_")
     expected = []
     for prompt, chosen, chosen_ended, rejected, rejected_ended in PAIRS:

@@ -178,7 +178,7 @@ def test_swapped_pairs(world: World) -> None:
     right, wrong = (run.info["metrics"]["accuracy/training"]["share"] for run in (healthy, buggy))
     assert right > 0.8 and wrong < 0.4  # the share of a coin is 0.5
     assert level(buggy.path.parent, "rm", "accuracy") == "fail"
-    assert mean(series(buggy.path.parent, ("rm", "accuracy"))[-10:]) > 0.8  # training does not notice
+    assert mean(series(buggy.path.parent, ("rm", "accuracy"))[-10:]) > 0.7  # training does not notice
 
 
 def test_untrained_rm(world: World) -> None:
