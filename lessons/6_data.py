@@ -255,12 +255,11 @@ lesson.record(consistent=asked.consistent.mean, first_wins=asked.first_wins.mean
 
 # %% [markdown] id="judge-look"
 # **What to look for.** If the answer that is shown first nearly always wins, the verdict is about the letter, not about
-# the answer. Compare the agreement with gold in one order with the last row: a judge that always says *A* agrees as often
-# as *cleaner* is better, which is always shown as *A*. So a high agreement may be no merit. Both orders together remove the bias,
-# but what is left is near chance: averaging removes a bias, it does not add knowledge.
+# the answer. Compare the agreement with gold in one order with the last row: a judge that always says *A* agrees as
+# often as *cleaner*, always shown as *A*, is the better one. So a high agreement may be no merit. Both orders together
+# remove the bias, but what is left is near chance: averaging removes a bias, it does not add knowledge.
 #
-# GPT-4 gave the same verdict in both orders for 65 % of the pairs, with a plain prompt (Zheng et al.
-# 2023, table 2).
+# GPT-4 gave the same verdict in both orders for 65 % of the pairs, with a plain prompt (Zheng et al. 2023, table 2).
 #
 # ## 4. A judge who knows, and is biased
 #
