@@ -322,7 +322,7 @@ for row, (way, rates) in enumerate(ways.items()):
     plot.errorbar([rate.mean for rate in rates], places, xerr=spread, fmt="o", label=way)
 plot.set_yticks([place - 0.22 for place in range(len(names), 0, -1)], names)
 plot.axvline(0.5, color="grey", linewidth=0.8)
-plot.legend()
+plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 for way, rates in ways.items():
     ranked = sorted(zip(names, rates, strict=True), key=lambda pair: -pair[1].mean)
     print(f"{way}: " + " > ".join(f"{name} {rate.mean:.2f}" for name, rate in ranked))
