@@ -117,6 +117,9 @@ lesson.record(
 # an answer (Zhou et al. 2023). Form needs few examples; but wrong answers teach their form, too: that it is fine to
 # err.
 #
+# Here quantity may count, too. Training prints the loss on held-out demonstrations: where it ends above where it began,
+# the model has overfitted. LIMA's base had 65 billion parameters (Zhou et al. 2023), ours has one million.
+#
 # ## 2. Demonstrations without people
 #
 # Self-Instruct (Wang et al. 2022) started with 175 tasks that people had written. GPT-3 continued lists of eight
@@ -237,12 +240,14 @@ table(
             "the answer shown first wins",
             "agrees with gold, one order",
             "agrees with gold, both orders",
+            "agrees with gold, if it always said A",
         ],
         "share": [
             asked.consistent,
             asked.first_wins,
             agreement(asked.one_order, by_gold.both_orders),
             agreement(asked.both_orders, by_gold.both_orders),
+            agreement(0 * asked.both_orders + 1, by_gold.both_orders),
         ],
     }
 )
@@ -250,9 +255,11 @@ lesson.record(consistent=asked.consistent.mean, first_wins=asked.first_wins.mean
 
 # %% [markdown] id="judge-look"
 # **What to look for.** If the answer that is shown first nearly always wins, the verdict is about the letter, not about
-# the answer. Both orders together remove the bias, but what is left is near chance: averaging removes a bias, it does
-# not add knowledge. GPT-4 gave the same verdict in both orders for 65 % of the pairs, with a plain prompt (Zheng et al.
-# 2023, table 2).
+# the answer. Compare the agreement with gold in one order with the last row: a judge that always says *A* agrees as
+# often as *cleaner*, always shown as *A*, is the better one. So a high agreement may be no merit. Both orders together
+# remove the bias, but what is left is near chance: averaging removes a bias, it does not add knowledge.
+#
+# GPT-4 gave the same verdict in both orders for 65 % of the pairs, with a plain prompt (Zheng et al. 2023, table 2).
 #
 # ## 4. A judge who knows, and is biased
 #
@@ -315,7 +322,7 @@ for row, (way, rates) in enumerate(ways.items()):
     plot.errorbar([rate.mean for rate in rates], places, xerr=spread, fmt="o", label=way)
 plot.set_yticks([place - 0.22 for place in range(len(names), 0, -1)], names)
 plot.axvline(0.5, color="grey", linewidth=0.8)
-plot.legend()
+plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 for way, rates in ways.items():
     ranked = sorted(zip(names, rates, strict=True), key=lambda pair: -pair[1].mean)
     print(f"{way}: " + " > ".join(f"{name} {rate.mean:.2f}" for name, rate in ranked))
@@ -324,8 +331,10 @@ lesson.record(one_order_noisier=ways["biased, one order"][names.index("noisier")
 # %% [markdown] id="remedies-look"
 # **What to look for.** In one order, every data set gains: whoever is shown first has an advantage, and a model can
 # "beat" *mixed* without being better. In both orders that is gone. The advantage of length is still there, because it
-# does not depend on the order; compare who has more words above. And *equal length* is no free lunch: where a better
-# answer needs more words, it takes away earned points, too.
+# does not depend on the order; compare who has more words above. And fairness has a price: where the answers differ by
+# less than the first place is worth, the order decides, and the pair is a tie. The table above says in how many pairs
+# both orders agree. So small advantages do not count any more, and win rates may lie elsewhere than by gold. *Equal
+# length* is no free lunch, either: where a better answer needs more words, it takes away earned points, too.
 
 # %% [markdown] id="exercise-biases-text"
 # ### Exercise 3: test an unknown judge (●●●, 8 minutes)
