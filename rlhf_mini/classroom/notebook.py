@@ -7,6 +7,7 @@ lessons/solutions/3_ppo.py   the solutions, by the id of the exercise's cell
 
 import copy
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from rlhf_mini.core.console import UserError
@@ -126,22 +128,20 @@ def execute(
         UserError: a cell stopped with an exception; says which cell and which exception.
     """
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(ROOT)}})
-    client.create_kernel_manager().transport = "ipc"  # a file instead of a port that others on the machine could reach
-    before, running = dict(os.environ), "the kernel"
+    before, running = dict(os.environ), ""
     os.environ |= environment | QUIET | {"PYTHONPATH": str(ROOT)}
     try:
-        with client.setup_kernel():
-            for index, cell in enumerate(notebook.cells):
-                running = f"cell {cell.id}"
-                client.execute_cell(cell, index)
-                if on_cell:
-                    on_cell(index + 1, len(notebook.cells))
-    except Exception as fault:
-        error = getattr(fault, "evalue", str(fault)) or type(fault).__name__
-        where = notebook.cells[index].id if "index" in locals() else "the kernel"
-        raise UserError(
-            f"cell {where} stopped with {getattr(fault, 'ename', type(fault).__name__)}: {error}"
-        ) from fault
+        with tempfile.TemporaryDirectory() as sockets:  # files instead of ports that others on the machine could reach
+            manager = client.create_kernel_manager()
+            manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
+            with client.setup_kernel():
+                for index, cell in enumerate(notebook.cells):
+                    running = f"cell {cell.id}"
+                    client.execute_cell(cell, index)
+                    if on_cell:
+                        on_cell(index + 1, len(notebook.cells))
+    except CellExecutionError as fault:
+        raise UserError(f"{running} stopped with {fault.ename}: {fault.evalue}") from fault
     finally:
         os.environ.clear()
         os.environ.update(before)
