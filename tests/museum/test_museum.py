@@ -33,7 +33,7 @@ from stages.rm.train import train_rm
 from stages.sft.options import SFTOptions
 from stages.sft.train import train_sft
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.lessons, pytest.mark.usefixtures("one_thread")]
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["it", "is", "green"]
