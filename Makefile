@@ -44,10 +44,10 @@ help:
 	@echo '  make doctor    check each stage of a run for problems and suggest fixes   1 s, 0.1 GB'
 	@echo '  make museum    classic bugs beside the healthy run: BUG=kl_sign           1-4 min, 1 GB'
 	@echo
-	@echo '  make lesson N=3  open a lesson in JupyterLab, to work in (LANGUAGE=ko: Korean)   0.5 GB'
-	@echo '  make lessons   run all lessons; lessons/built has notebooks and offline pages'
-	@echo '  make check-lesson N=3  compare the figures of your run with those of other runs'
-	@echo '  make rank      rank ten prompts yourself; make rm can learn from it (lesson 5)    0.5 GB'
+	@echo '  make lesson N=3    open a lesson in JupyterLab; LANGUAGE=ko: in Korean            1-15 min, 1.5 GB'
+	@echo '  make check-lesson N=3  compare the figures of your run with those of others   1 s'
+	@echo '  make lessons       run all lessons, build offline pages in lessons/built      30-60 min, 1.5 GB'
+	@echo '  make rank      rank ten prompts yourself; make rm can learn from it       0.5 GB'
 	@echo
 	@echo '  make overopt   over-optimisation study: gold score against KL from SFT    45-90 min, 1 GB'
 	@echo '  make seeds     train and evaluate five seeds; writes docs/results.md      50-90 min, 1.1 GB'
