@@ -4,7 +4,7 @@ python -m rlhf_mini.classroom pages               # runs all lessons; lessons/bu
 python -m rlhf_mini.classroom pages 3 --preset nano
 python -m rlhf_mini.classroom notebook 3          # a notebook to work in: lessons/mine/3_ppo.ipynb
 python -m rlhf_mini.classroom compare 3           # where do the figures of my run lie?
-python -m rlhf_mini.classroom bands               # runs all lessons on five runs; writes docs/bands.json
+python -m rlhf_mini.classroom bands               # runs all lessons on five runs; writes docs/bands.json, .md
 """
 
 import argparse
@@ -148,15 +148,17 @@ def main() -> None:
     else:
         numbers = arguments.numbers or list(notebook.sources())
         names = arguments.runs.split(",")
+        if len(names) < bands.MIN_RUNS:
+            raise UserError(f"bands need at least {bands.MIN_RUNS} runs: name more with --runs")
         for name in names:
             if not (runs_dir / name).is_dir():
                 raise UserError(f"there is no run {runs_dir / name}: make seeds trains five")
-        for name in names:
-            for number in numbers:
+        for number in numbers:
+            for name in names:
                 if not bands.is_recorded(runs_dir / name, number):
                     run_lesson(number, environment | {"RUN": name, "PAGES": "1"})
-        bands.write(arguments.out, [runs_dir / name for name in names], numbers)
-        console.print(f"{arguments.out} written")
+            bands.write(arguments.out, [runs_dir / name for name in names], [number])
+            console.print(f"lesson {number}: {arguments.out} and .md written")
 
 
 if __name__ == "__main__":

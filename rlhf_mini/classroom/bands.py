@@ -1,6 +1,7 @@
 """What figures to expect from a lesson: bands over runs of several seeds, and where another run lies in them.
 
-docs/bands.json, by lesson and figure: the figure of each run, and the 95 % prediction interval for one more run,
+docs/bands.json, by lesson and figure: the figure of each run, and the 95 % prediction interval for one more run (both
+in words in docs/bands.md),
 
     mean +- t(0.975, n - 1) * s * sqrt(1 + 1 / n)
 
@@ -17,12 +18,18 @@ from scipy.stats import t
 
 from rlhf_mini.classroom.lesson import RECORDS
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.files import read_json, write_json
+from rlhf_mini.core.files import read_json, replacing, write_json
 from rlhf_mini.core.inputs import ROOT
 from rlhf_mini.core.options import command_line
 
 BANDS = ROOT / "docs" / "bands.json"
 MIN_RUNS = 3
+INTRODUCTION = """# What figures to expect
+
+What the [lessons](../lessons/README.md) recorded of runs that differ in the seed alone: the mean, and where one more
+run will lie in 95 of 100 cases (the prediction interval of normally distributed figures, so it may exceed what is
+possible). Written by `make bands`; `make check-lesson N=3` compares a run of your own.
+"""
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -44,17 +51,22 @@ def is_recorded(run_dir: Path, number: int) -> bool:
 
 
 def write(out: Path, run_dirs: Sequence[Path], numbers: Sequence[int]) -> None:
-    """Writes the bands of these lessons; those of other lessons in the file stay. UserError with too few runs."""
-    if len(run_dirs) < MIN_RUNS:
-        raise UserError(f"bands need at least {MIN_RUNS} runs: name more with --runs")
+    """Writes the bands of these lessons, and the page; those of other lessons in the file stay.
+
+    Raises:
+        UserError: too few runs.
+    """
     lessons = read_json(out)["lessons"] if out.is_file() else {}
     for number in numbers:
-        records = [records_of(run_dir, number) for run_dir in run_dirs]
-        complete = [record for record in records if record is not None]
-        names = list(complete[0]["figures"]) if complete else []
+        found = {run_dir.name: records_of(run_dir, number) for run_dir in run_dirs}
+        records = {name: record for name, record in found.items() if record is not None}
+        if len(records) < MIN_RUNS:
+            raise UserError(f"bands need lesson {number} of at least {MIN_RUNS} runs, and {len(records)} have it")
+        complete = list(records.values())
+        names = list(complete[0]["figures"])
         values = {name: [record["figures"][name] for record in complete] for name in names}
         lessons[str(number)] = {
-            "runs": [run_dir.name for run_dir, record in zip(run_dirs, records, strict=True) if record is not None],
+            "runs": list(records),
             "minutes": [round(record["minutes"], 1) for record in complete],
             "figures": {
                 name: dict(zip(("low", "high"), prediction_interval(of_runs), strict=True)) | {"values": of_runs}
@@ -62,7 +74,26 @@ def write(out: Path, run_dirs: Sequence[Path], numbers: Sequence[int]) -> None:
             },
         }
     command = command_line("python -m rlhf_mini.classroom")
-    write_json(out, {"command": command, "lessons": dict(sorted(lessons.items()))})
+    lessons = dict(sorted(lessons.items()))
+    write_json(out, {"command": command, "lessons": lessons})
+    with replacing(out.with_suffix(".md")) as file:
+        file.write(to_markdown(lessons))
+
+
+def to_markdown(lessons: dict[str, Any]) -> str:
+    """The bands as a page, a table a lesson."""
+    parts = [INTRODUCTION]
+    for number, of_lesson in lessons.items():
+        minutes = of_lesson["minutes"]
+        parts.append(
+            f"## Lesson {number}\n\n{len(minutes)} runs, {min(minutes):.1f} to {max(minutes):.1f} minutes each.\n\n"
+            "| figure | mean | one more run |\n|---|---|---|\n"
+            + "".join(
+                f"| {in_words(name)} | {mean(band['values']):.3g} | {band['low']:.3g} to {band['high']:.3g} |\n"
+                for name, band in of_lesson["figures"].items()
+            )
+        )
+    return "\n".join(parts)
 
 
 def compare(number: int, run_dir: Path, bands: Path = BANDS) -> Iterator[str]:

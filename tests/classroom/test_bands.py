@@ -13,7 +13,7 @@ from rlhf_mini.core.files import read_json, write_json
 def record(folder: Path, name: str, preset: str = "full", **figures: float) -> Path:
     (folder / name).mkdir()
     record = {"preset": preset, "minutes": 2.0, "figures": figures}
-    write_json(folder / name / RECORDS, {"3": record})
+    write_json(folder / name / RECORDS, {"3": record, "4": record})
     return folder / name
 
 
@@ -36,6 +36,16 @@ def test_the_file_keeps_the_figures_of_each_run(measured: Path) -> None:
     found = read_json(measured)["lessons"]["3"]
     assert found["runs"] == ["seed1", "seed2", "seed3"]
     assert found["figures"]["kl"]["values"] == [1.0, 2.0, 3.0]
+
+
+def test_the_page_says_the_same(measured: Path) -> None:
+    page = measured.with_suffix(".md").read_text("utf-8")
+    assert "3 runs, 2.0 to 2.0 minutes each." in page
+    assert "| kl | 2 | -2.97 to 6.97 |" in page  # 2 +- 4.3027 (4 / 3)^0.5
+
+
+def test_the_page_in_docs_is_that_of_the_bands_there() -> None:
+    assert bands.BANDS.with_suffix(".md").read_text("utf-8") == bands.to_markdown(read_json(bands.BANDS)["lessons"])
 
 
 def test_other_lessons_in_the_file_stay(measured: Path, tmp_path: Path) -> None:
@@ -64,5 +74,5 @@ def test_what_is_missing_is_said(measured: Path, tmp_path: Path) -> None:
         list(bands.compare(3, tmp_path / "empty", measured))
     with pytest.raises(UserError, match="`make bands` makes it"):
         list(bands.compare(3, tmp_path / "seed1", tmp_path / "none.json"))
-    with pytest.raises(UserError, match="at least 3 runs"):
+    with pytest.raises(UserError, match="lesson 3 of at least 3 runs, and 1 have it"):
         bands.write(measured, [tmp_path / "seed1"], [3])
