@@ -1,5 +1,5 @@
 # %% [markdown] id="title"
-# # A language model continues, it does not obey
+# # A language model continues; it does not obey
 #
 # **The question.** What does a language model do before anybody aligns it?
 #
@@ -194,7 +194,7 @@ facts = everything[:: len(everything) // lesson.size(full=200, nano=20)]
 titles = ["The fox and the lamp\n", "The king and the boat\n", "The owl and the drum\n", "The nurse and the kite\n"]
 titles = titles[: lesson.size(full=4, nano=1)]
 texts = encode_texts(base.model, base.tokenizer, [next(web) for _ in range(lesson.size(full=100, nano=8))])
-temperatures = (0.0, 0.5, 0.7, 1.0, 1.5, 2.0)
+temperatures = (0.0, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0)
 measured = {"T": temperatures, "entropy": [], "facts right": [], f"different of {SAMPLES}": [], "said before": []}
 for temperature in temperatures:
     known = facts_right(base, facts, shots=1, temperature=temperature, seed=lesson.seed)
@@ -217,18 +217,19 @@ for temperature in (0.0, 1.0, 2.0):
         continue_texts(base, titles[:1], 40, temperature, lesson.seed)[0].text.replace("\n", " / "),
     )
 lesson.record(
-    facts_right_at_temperature_1=measured["facts right"][3].mean,
-    facts_right_at_temperature_2=measured["facts right"][5].mean,
+    facts_right_at_temperature_1=measured["facts right"][temperatures.index(1.0)].mean,
+    facts_right_at_temperature_2=measured["facts right"][temperatures.index(2.0)].mean,
 )
 
 # %% [markdown] id="temperature-look"
 # **What to look for.** Entropy grows with the temperature. At $T = 1$ the base answers as the web does, its errors
-# included: it has learned *how often* each answer is given, right ones and wrong ones. Greedy decoding takes the
-# commonest answer, and since most people on the web are right about a fact, it is right nearly always. That is a
+# included, and adds a few of its own: it has learned *how often* each answer is given, right ones and wrong ones.
+# Greedy decoding takes the commonest answer, and since most people on the web are right about a fact, it is right
+# nearly always. That is a
 # majority vote, and it fails where the majority errs: on popular misconceptions, which the web repeats more often than
 # the truth. Above 1, facts fall apart first and grammar next.
 #
-# The price of a low temperature is in the other columns: one and the same story each time. There is no best
+# The price of a low temperature is in the other columns: at 0 one and the same story each time, at 0.2 hardly more. There is no best
 # temperature; for facts choose a low one, for stories a higher one. This project samples responses at 0.7.
 #
 # ## 4. Few-shot: programming by examples
@@ -372,8 +373,8 @@ lesson.record(
 # fact.</details>
 # <details><summary>In the texts that it has read, questions often follow questions.</summary>Right. It continues the
 # document that it takes this for.</details>
-# <details><summary>Its temperature is too high.</summary>No. Sampled greedily, it goes on with a question just as
-# well: that is the likeliest continuation.</details>
+# <details><summary>Its temperature is too high.</summary>No. Greedy decoding only picks the likeliest continuation,
+# and after a bare question that is often no answer (`lines` without examples, in section 4).</details>
 #
 # **2. On a web where one statement in seven is false, a model has learned the texts perfectly. How often is it right at
 # temperature 1?**

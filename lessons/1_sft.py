@@ -3,7 +3,7 @@
 #
 # **The question.** What does a model learn from demonstrations, their carelessness included?
 #
-# In lesson 0, the base model knew many facts and ignored every request. The first step of InstructGPT (Ouyang et al.
+# In lesson 0, the base model knew many facts and ignored most bare requests. The first step of InstructGPT (Ouyang et al.
 # 2022, [arXiv 2203.02155](https://arxiv.org/abs/2203.02155), section 3.5) is **supervised fine-tuning**, SFT: people
 # write what a good assistant would have answered, and the model is trained on these *demonstrations* with the loss it
 # knows from pretraining. Alpaca and Vicuna stop after this step.
@@ -36,7 +36,7 @@ sft = lesson.run_dir / "sft"
 # %% [markdown] id="demonstrations-text"
 # ## 1. Demonstrations
 #
-# Six people have written the demonstrations of this project: some with care, others not. The cell sets aside the
+# Six writers, simulated by a program, have written the demonstrations of this project: some with care, others not. The cell sets aside the
 # demonstrations that this run's own SFT did not train on, and shows a few of the others.
 
 # %% id="demonstrations"
@@ -199,10 +199,10 @@ check_epochs(by_loss, by_gold, losses, golds)
 # validation loss has a minimum: the picture from the lecture. Now compare gold with it. In our runs at full size, gold
 # and the RM score do *not* go on rising once the validation loss rises; after many epochs they fall. So the paper's
 # finding does not hold here. Our demonstrations have many mistakes, and a model that knows them by heart repeats them;
-# the paper had thirteen times as many (12,725 training prompts, table 6), dropout, and far larger models.
+# the paper trained on 12,725 prompts (table 6) instead of a thousand, with dropout, and far larger models.
 #
-# Half of the finding is true here, too. Compare the base, at 0 epochs, with the last run: their validation losses say
-# little about which of them you would rather ask. The loss charges every token alike, and a sure, wrong guess most of
+# One part of the finding holds here, too: validation loss is a poor guide to answers. Compare the base, at 0 epochs,
+# with the last run: their validation losses say little about which of them you would rather ask. The loss charges every token alike, and a sure, wrong guess most of
 # all. A person who reads the answer does not care how sure the model was of its words.
 #
 # ## 3. How many demonstrations?
@@ -246,7 +246,7 @@ lesson.record(gold_of_fewest=of_size[min(sizes)].gold.mean, gold_of_most=of_size
 # **What to look for.** The gap between the two errors is the *variance* part: with few demonstrations the model fits
 # what is peculiar to them. With more, training becomes harder, validation easier, and the curves meet. What is left
 # then no amount of such data removes: the same request can be answered in many ways, and nobody can predict which of
-# them a writer chose, or whether he slipped.
+# them a writer chose, or where a writer slipped.
 #
 # ## 4. What the writers' carelessness teaches
 #
@@ -274,7 +274,7 @@ table(
 #
 # <details><summary>Hint</summary>
 #
-# It is an expectation: each writer's probability to slip, weighed by the probability of meeting that writer.
+# It is an expectation: each writer's probability to slip, weighted by the probability of meeting that writer.
 #
 # </details>
 
@@ -285,8 +285,8 @@ wrong_share = ...
 check_wrong_share(wrong_share)
 
 # %% [markdown] id="guess-writers-text"
-# More training brings the model closer to this, not to the truth. Statisticians would call it *bias*: an error that
-# stays when the data grow.
+# More training brings the model closer to this, not to the truth. It is a *bias of the data*: an error that stays when
+# the data grow. (Lesson 2 has the other kind, the bias of a model that cannot fit its data.)
 #
 # **Predict first.** Three models are trained on equally many demonstrations: of the careful writer alone, of the
 # careless one alone, and of all writers. Which parts of the gold score will differ, and which will not?
@@ -322,8 +322,10 @@ for number in range(3):
 
 # %% [markdown] id="writers-look"
 # **What to look for.** All three have the same weights to begin with, the same number of demonstrations and the same
-# loss. They differ in *whom* they imitate: in truth and in courtesy, as their writers differ. The base knew the facts
-# all along (lesson 0). SFT does not only teach a model to answer, it also teaches whether to answer right.
+# loss function. They differ in *whom* they imitate: in truth and in courtesy, as their writers differ. The base knew
+# the facts all along (lesson 0). SFT does not only teach a model to answer, it also teaches whether to answer right.
+# Rudeness is imitated in the same way: three writers are rude, one of them most of the time, and *harmless* counts a
+# rude answer as harm.
 #
 # So better data help more than longer training, which is what Alpaca and Vicuna were about (lesson 6). But a
 # demonstration can only say "do this". It cannot say "this is better than that", and most people can tell a good answer
@@ -355,7 +357,7 @@ for number in range(3):
 # <details><summary>The gap between training and validation loss closes.</summary>Right. More data reduce variance.
 # The model becomes a better imitator of writers who are wrong as often as before.</details>
 # <details><summary>The share of true answers rises towards one.</summary>No. The data say the wrong thing as often as
-# before, and imitation follows the data: that is bias. Sampling at a low temperature helps more (lesson 0).</details>
+# before, and imitation follows the data. Sampling at a low temperature helps more (lesson 0).</details>
 # <details><summary>Nothing.</summary>No. With few demonstrations there is overfitting besides, and that part does
 # get better.</details>
 #

@@ -79,8 +79,9 @@ lesson.record(agreement=among.mean, floor=floor)
 # **What to look for.** Two people do not order all pairs alike. InstructGPT's training labelers agreed in 72.6 ± 1.5 % of
 # the cases, its held-out labelers among themselves in 77.3 ± 1.3 % (Ouyang et al. 2022, section 3.4). *Gold* is a program
 # that knows the true quality of each response, and even gold disagrees with the labelers now and then, because they err.
-# Statistics calls this part the noise, or the irreducible error. We use gold's as the **floor**: no reward model should
-# be expected below it.
+# Statistics calls this part the noise, or the irreducible error. We use gold's as the **floor**: a reward model cannot
+# be expected to get much below it. (A little below is possible: it may learn a taste that its labelers share and gold
+# lacks.)
 #
 # ## 2. From ranks to a loss
 #
@@ -88,14 +89,17 @@ lesson.record(agreement=among.mean, floor=floor)
 # that a labeler prefers the first:
 #
 # $$P(y_1 \succ y_2) = \sigma(r_1 - r_2) = \frac{1}{1 + e^{-(r_1 - r_2)}}$$
+#
+# Only the difference counts: add the same number to all scores, and no probability changes. So the loss leaves the zero
+# of the scale open, and the stage puts it where the demonstrations have a mean score of 0, as InstructGPT did.
 
 # %% [markdown] id="exercise-loss-text"
-# A ranking of K responses has $\binom{K}{2}$ couples. The loss of one prompt is the negative log-probability of all its
-# ordered pairs (a winner $w$ over a loser $l$), divided by the number of couples (Ouyang et al. 2022, equation 1):
+# A ranking of K responses has $\binom{K}{2}$ pairs. The loss of one prompt is the negative log-probability of those that
+# are ordered (a winner $w$ over a loser $l$), divided by the number of all its pairs (Ouyang et al. 2022, equation 1):
 #
 # $$\mathrm{loss} = -\frac{1}{\binom{K}{2}} \sum_{(w, l)} \log \sigma(r_w - r_l)$$
 #
-# A tied couple orders nothing and is left out of the sum.
+# A tied pair orders nothing: it is left out of the sum, but still counts in $\binom{K}{2}$.
 #
 # ### Exercise 1: the loss of a ranking with a tie (●●○, 6 minutes)
 #
@@ -104,7 +108,7 @@ lesson.record(agreement=among.mean, floor=floor)
 # <details><summary>Hint</summary>
 #
 # The ordered pairs are A over B and A over C. With $-\log \sigma(x) = \log(1 + e^{-x})$, a calculator gives both terms.
-# How many couples are there, with the tied one?
+# How many pairs are there, with the tied one?
 #
 # </details>
 
@@ -117,7 +121,7 @@ check_loss(loss)
 # %% [markdown] id="guess-pairs-text"
 # ## 3. All pairs of a prompt together, or shuffled?
 #
-# Six responses have fifteen couples. Why not put all comparisons of all prompts into one data set, shuffle it, and take
+# Six responses have fifteen pairs. Why not put all comparisons of all prompts into one data set, shuffle it, and take
 # batches of pairs, as in any other classification? Section 3.5 of InstructGPT says what happened: one epoch was enough to
 # overfit. So all comparisons of a prompt became *one* element of a batch, which also needs only K scores instead of two
 # for each comparison.
@@ -196,7 +200,7 @@ lesson.record(loss_rise=long.validation.loss - long.points[0].validation.loss)
 
 # %% [markdown] id="epochs-look"
 # **What to look for.** Follow the gap between the two errors, and then the validation loss. An overfitted model need not
-# order many more pairs wrongly: it becomes *sure* of what it says, and the loss punishes a wrong order the more the surer
+# order many more pairs wrongly: it becomes *sure* of what it says, and the loss punishes a wrong order the more, the surer
 # it was. A score that is too sure is what PPO would follow. So reward models are trained for one epoch (InstructGPT,
 # appendix C.2). Lesson 1 looks at the same in SFT.
 #

@@ -2,7 +2,7 @@
 # # PPO: one term at a time
 #
 # **The question.** The reward model can score a whole response. How does a policy learn from one number that comes
-# after the last token, and what keeps it from running away with it?
+# after the last token, and what keeps it from gaming that number?
 #
 # In lesson 2, a reward model learned what labelers prefer. In this lesson you take PPO's objective apart on real
 # tensors of this run: the score, the KL penalty, the advantages, the clipped ratio. Then you break it on purpose, with
@@ -11,6 +11,8 @@
 # The objective is equation 2 of InstructGPT (Ouyang et al. 2022):
 #
 # $$\mathbb{E}\left[\, r(x, y) - \beta \log \frac{\pi(y|x)}{\pi^{\mathrm{SFT}}(y|x)} \right] + \gamma\, \mathbb{E}\left[ \log \pi(x_{\mathrm{pretrain}}) \right]$$
+#
+# The last term goes on with pretraining during PPO, so that less is forgotten; lesson 4 measures what it is worth.
 
 # %% id="setup"
 import torch
@@ -115,11 +117,12 @@ check_rewards(token_rewards)
 #
 # The score arrives at the end. Which of the tokens earned it? The value model predicts the rest of the reward before
 # each token. The **advantage** of a token is how much better things went after it than predicted. GAE (Schulman et al.
-# 2015, equation 16) adds up prediction errors, each weighed less the later it comes:
+# 2015, equation 16) adds up prediction errors, with less weight the later they come:
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \delta_t + \gamma\lambda A_{t+1}$$
 #
-# After the last token there is nothing to expect: both $V$ and $A$ are 0 there.
+# After the last token there is nothing to expect: both $V$ and $A$ are 0 there. (This $\gamma$ discounts later rewards;
+# it has nothing to do with the weight of pretraining in the objective, for which InstructGPT uses the same letter.)
 
 # %% [markdown] id="exercise-gae-text"
 # ### Exercise 2: GAE by hand on five tokens (●●○, 8 minutes)
@@ -163,12 +166,12 @@ table(
 # %% [markdown] id="batch-look"
 # **What to look for.** The rewards are close to 0 up to the last token. The value changes at words that decide: a fact,
 # a refusal, the end. A token after which it falls has a lower advantage than the tokens around it. *Whitened* means
-# scaled to mean 0 and variance 1 over the whole batch: a response that is worse than most others has negative advantages
-# throughout, and some response always does.
+# scaled to mean 0 and variance 1 over the whole batch. So even in a batch of good responses many tokens have a negative
+# advantage: they went less well than predicted, by more than the others.
 #
 # ## 5. The clipped ratio
 #
-# One batch is used for several gradient steps, so the policy that learns is soon not the one that sampled. PPO weighs
+# One batch is used for several gradient steps, so the policy that learns is soon not the one that sampled. PPO weights
 # each token by $\rho = \pi_{\mathrm{new}} / \pi_{\mathrm{old}}$, and stops the gradient where the step has gone far
 # enough in the direction that the advantage wants (Schulman et al. 2017, equation 7):
 #
@@ -213,7 +216,7 @@ for panel, advantage in zip(both, (1.0, -1.0), strict=True):
 
 # %% [markdown] id="clip-look"
 # **What to look for.** The flat parts are where the gradient is 0. With a positive advantage that is to the right, with
-# a negative one to the left. Nothing pulls the policy back there; it just gets no further push from this token.
+# a negative one to the left. Everywhere else the slope, the gradient with respect to the ratio, is $-A$. Nothing pulls the policy back there; it just gets no further push from this token.
 #
 # ## 6. Reward hacking, on purpose
 #
@@ -258,9 +261,12 @@ lesson.record(
 )
 
 # %% [markdown] id="hacking-look"
-# **What to look for.** The reward rises, and gold falls. Nothing in the training log is "wrong": the loss is finite, the
-# reward does what you wanted of a reward. So look at what the reward does not see: KL, length, entropy, and above all
-# the responses themselves. `make doctor` reads the same logs:
+# **What to look for.** The reward rises, and gold falls. The curve that was trained looks perfect. So look at what the
+# reward does not see: KL, length, entropy, and above all the responses themselves.
+#
+# A careless reward, no KL penalty and no pretraining term: here nothing held the policy back. The run's own reward model
+# is harder to fool. Without a KL penalty, PPO goes further from SFT there, too, but gold need not fall within so few
+# updates; `make overopt` measures where it does ([docs/results.md](../docs/results.md)). `make doctor` reads the same logs:
 
 # %% id="doctor"
 from rlhf_mini.doctor.__main__ import check_stage
@@ -294,7 +300,7 @@ for finding in check_stage(hacked.parent, "ppo", read_stage(hacked.parent, "ppo"
 # **3. Reward and gold both rise for a while; then gold falls while the reward goes on rising. What helps?**
 #
 # <details><summary>Train longer.</summary>No. Each further step moves away from what labelers would like: this is
-# over-optimisation (Gao et al. 2022); `make overopt` measures it.</details>
+# over-optimisation (Gao et al. 2022); `make overopt` looks for it.</details>
 # <details><summary>A larger batch.</summary>No. It makes the gradient less noisy, and the wrong target is followed more
 # exactly.</details>
 # <details><summary>A higher KL coefficient, or stopping earlier.</summary>Right. Both keep the policy where the reward
@@ -302,7 +308,8 @@ for finding in check_stage(hacked.parent, "ppo", read_stage(hacked.parent, "ppo"
 #
 # ## Pitfalls
 #
-# - The KL of a *token* can be negative, a metric named KL that stays negative cannot: then the sign is wrong.
+# - The KL of a *token* can be negative; its mean over many samples cannot stay so. If it does, the sign is wrong, or the
+#   tokens were not sampled from the policy that is measured (top-k, another temperature).
 # - `logprobs` must come from the distribution that was sampled from: the same temperature, no top-k, no dropout.
 # - The score belongs to the last token of the response, not to the last position of a padded row.
 # - Returns are computed before advantages are whitened.

@@ -223,8 +223,8 @@ lesson.record(
 
 # %% [markdown] id="rates-look"
 # **What to look for.** Harmless prompts are by far the most, here and in the world. So even a small rate of false refusals
-# can be a large part of all refusals: compare the two counts. Then look at *false admissions*. Not knowing is always safe:
-# no labeler calls it a lie, and few call it bad. InstructGPT's authors saw the same: their models hedge where the answer
+# can be a large part of all refusals: compare the two counts. Then look at *false admissions*. Saying that you do
+# not know is always safe: no labeler calls it a lie. InstructGPT's authors saw the same: their models hedge where the answer
 # is simple (Ouyang et al. 2022, section 4.3).
 #
 # ## 3. The model knows what it does not say
@@ -348,7 +348,8 @@ check_threshold(threshold)
 # A threshold of 0 or below means: always answer, however unsure you are. Now train two policies on the same questions, from
 # the same SFT model. Both earn 1 for an answer that their judge finds right and 0 for a wrong one. Judge 1 *can check*: it
 # knows all facts, and which names do not exist. Judge 2 *cannot check*: it takes any city for the capital and any colour
-# for the colour, and pays for an admission as gold pays for it where the answer could be known.
+# for the colour, so it overlooks nearly every wrong answer. An admission earns 1 from Judge 1 if the question has no
+# answer. Otherwise, and always from Judge 2, it earns what gold pays for an admission where the answer could be known.
 #
 # **Predict first.** What will each of them do on names that do not exist? And how often will each be right where there
 # is an answer?
@@ -398,7 +399,7 @@ lesson.record(
 # **What to look for.** The same model, the same questions, the same algorithm. One learns to admit what it does not know,
 # the other learns to invent. Neither learned a fact: only what is worth saying. *A labeler who cannot know cannot
 # tell*, and what labelers cannot tell, nothing in steps 2 and 3 can teach. This is the problem of scalable oversight in
-# small, and the reason why Superalignment asks how weak judges can supervise strong models (lesson 7).
+# miniature, and the reason why Superalignment asks how weak judges can supervise strong models (lesson 7).
 #
 # ## 4. The alignment tax
 #
@@ -483,8 +484,8 @@ lesson.record(
 # argument.</details>
 # <details><summary>Because cross-entropy cannot learn facts.</summary>No. Pretraining learned the facts with this very
 # loss.</details>
-# <details><summary>It cannot: perfect demonstrations contain no inventions.</summary>No. They contain none of the
-# writer's. What is knowledge for the writer can be a guess for the model.</details>
+# <details><summary>It cannot: perfect demonstrations contain no inventions.</summary>No. The writer invented nothing.
+# But what the writer knows can be a mere guess for the model, and it is trained to state it.</details>
 #
 # **3. The judge overlooks more wrong answers than before, and all rewards stay the same. What does the best policy do?**
 #

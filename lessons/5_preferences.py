@@ -110,8 +110,9 @@ lesson.record(labelers_agree=mean_agreement)
 # %% [markdown] id="labelers-look"
 # **What to look for.** No pair of labelers agrees always, and nobody is much nearer to their own group. InstructGPT's
 # training labelers agreed with each other on 72.6 % of the pairs (Ouyang et al. 2022, section 3.4); the noise of the labelers
-# here was chosen to match. Such a figure is a ceiling of a kind: a reward model that follows one labeler exactly agrees
-# with another one no more than the two agree.
+# here was chosen to match. Such a figure says what to expect: a reward model that copies one labeler exactly agrees with
+# another one no more than the two agree. One that learns what all of them share can do a little better, because it
+# leaves out each one's slips.
 #
 # Which responses split them? The next cell looks for the pairs on which the eight are divided most evenly.
 
@@ -463,7 +464,7 @@ table({"judge": list(wins), "polite's policy wins": list(wins.values())})
 #
 # <details><summary>Everybody ranks the same ten prompts.</summary>No. That measures agreement well, but the reward model
 # sees ten prompts only.</details>
-# <details><summary>Everybody ranks ten other prompts.</summary>Right for training: 300 different rankings. But then you
+# <details><summary>Everybody ranks ten different prompts.</summary>Right for training: 300 different rankings. But then you
 # cannot measure how far you agree. Let a few prompts overlap, as InstructGPT did.</details>
 # <details><summary>One student ranks all 300.</summary>No. The rankings are as many and less noisy, but the model then
 # follows one student.</details>

@@ -117,8 +117,7 @@ lesson.record(
 # an answer (Zhou et al. 2023). Form needs few examples; but wrong answers teach their form, too: that it is fine to
 # err.
 #
-# Here quantity may count, too. Training prints the loss on held-out demonstrations: where it ends above where it began,
-# the model has overfitted. LIMA's base had 65 billion parameters (Zhou et al. 2023), ours has one million.
+# Here quantity may count, too: a small set is read often enough to be learned by heart (lesson 1). LIMA's base had 65 billion parameters (Zhou et al. 2023), ours has one million.
 #
 # ## 2. Demonstrations without people
 #
@@ -255,8 +254,9 @@ lesson.record(consistent=asked.consistent.mean, first_wins=asked.first_wins.mean
 
 # %% [markdown] id="judge-look"
 # **What to look for.** If the answer that is shown first nearly always wins, the verdict is about the letter, not about
-# the answer. Compare the agreement with gold in one order with the last row: a judge that always says *A* agrees as
-# often as *cleaner*, always shown as *A*, is the better one. So a high agreement may be no merit. Both orders together
+# the answer. Now compare the agreement with gold in one order with the last row. *cleaner* is always shown as *A*
+# there, and it usually is the better one. So a judge that says *A* whatever it reads agrees with gold often, and a high
+# agreement may be no merit. Both orders together
 # remove the bias, but what is left is near chance: averaging removes a bias, it does not add knowledge.
 #
 # GPT-4 gave the same verdict in both orders for 65 % of the pairs, with a plain prompt (Zheng et al. 2023, table 2).
@@ -264,7 +264,7 @@ lesson.record(consistent=asked.consistent.mean, first_wins=asked.first_wins.mean
 # ## 4. A judge who knows, and is biased
 #
 # To see what biases do to a *ranking*, we need a judge that knows something. So we simulate one. It prefers by gold, as
-# no real judge could. Being shown first is worth 0.2 points of gold to it, and each word more 0.02.
+# no real judge could. Being shown first is worth 0.2 points of gold to it, and each extra word 0.02.
 
 # %% id="biased"
 judge = biased_judge(first_bonus=0.2, word_bonus=0.02)
@@ -331,7 +331,7 @@ lesson.record(one_order_noisier=ways["biased, one order"][names.index("noisier")
 # %% [markdown] id="remedies-look"
 # **What to look for.** In one order, every data set gains: whoever is shown first has an advantage, and a model can
 # "beat" *mixed* without being better. In both orders that is gone. The advantage of length is still there, because it
-# does not depend on the order; compare who has more words above. And fairness has a price: where the answers differ by
+# does not depend on the order; compare the numbers of words above. And fairness has a price: where the answers differ by
 # less than the first place is worth, the order decides, and the pair is a tie. The table above says in how many pairs
 # both orders agree. So small advantages do not count any more, and win rates may lie elsewhere than by gold. *Equal
 # length* is no free lunch, either: where a better answer needs more words, it takes away earned points, too.
@@ -341,7 +341,7 @@ lesson.record(one_order_noisier=ways["biased, one order"][names.index("noisier")
 #
 # `unknown` judges like the one above, but its two numbers are hidden. It takes a list of prompts and two lists of
 # answers, and returns a margin for each: above 0 if it prefers the first answer. Find out both numbers with
-# experiments of your own: what is the first place worth to it, and what is a word more worth?
+# experiments of your own: what is the first place worth to it, and what an extra word?
 #
 # <details><summary>Hint</summary>
 #

@@ -10,13 +10,13 @@
 #
 # | method | learns from | reward model | value model | samples while it learns |
 # |---|---|---|---|---|
-# | PPO ([Schulman et al. 2017](https://arxiv.org/abs/1707.06347)) | scores | yes | yes | yes |
+# | PPO ([Schulman et al. 2017](https://arxiv.org/abs/1707.06347)) | scores | yes, or a program | yes | yes |
 # | DPO ([Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)) | pairs | no | no | no |
 # | KTO ([Ethayarajh et al. 2024](https://arxiv.org/abs/2402.01306)) | thumbs up or down | no | no | no |
-# | RLOO ([Ahmadian et al. 2024](https://arxiv.org/abs/2402.14740)) | scores | yes | no | yes |
+# | RLOO ([Ahmadian et al. 2024](https://arxiv.org/abs/2402.14740)) | scores | yes, or a program | no | yes |
 # | GRPO ([Shao et al. 2024](https://arxiv.org/abs/2402.03300)) | scores | yes, or a program | no | yes |
 #
-# Then the feedback itself changes: a program that checks answers, written principles (as Claude's constitution), and
+# Then the feedback itself changes: a program that checks answers, written principles (such as Claude's constitution), and
 # finally a small model that teaches a larger one (Superalignment).
 
 # %% id="setup"
@@ -186,6 +186,9 @@ lesson.record(**{f"gold_{name.lower()}": one.gold.mean for name, one in found.it
 # of another construction, which knows none of gold's rules. *Beats PPO* asks held-out labelers, blind; PPO against itself
 # is a tie everywhere. Look at *RM*, the reward model's score, last: PPO, RLOO and GRPO were paid by it, DPO and KTO never
 # met it.
+#
+# Then put this table beside that of lesson 6. There the same model was trained on other *data*, here by other
+# *algorithms*. Which of the two has moved gold more?
 
 # %% id="curves" alt="Gold against KL to SFT while each method trains; PPO is one point."
 plot = axes("KL to SFT, nats per response", "gold on validation prompts")

@@ -41,11 +41,11 @@ def check_loss(loss: Any) -> Verdict:
     tie = F.softplus(torch.tensor([SCORES[2] - SCORES[1], SCORES[1] - SCORES[2], 0.0]))  # as B or C better, as a draw
     total = of_pairs.sum()
     mistakes = {
-        "that is the sum over the pairs; divide it by the number of couples.": [total],
-        "you divide by the ordered pairs only. The tied couple adds nothing to the sum, but C(3, 2) counts it.": [
+        "that is the sum over the pairs; divide it by the number of all pairs.": [total],
+        "you divide by the ordered pairs only. The tied pair adds nothing to the sum, but C(3, 2) counts it.": [
             total / 2
         ],
-        "the tied couple must add nothing: nobody said which of the two is better.": [
+        "the tied pair must add nothing: nobody said which of the two is better.": [
             *((total + tie) / 3), (total + tie[:2].mean()) / 3, (total + tie[:2].sum()) / 3, *(total + tie)
         ],
         "you took the worse response's score minus the better one's: rank 1 is the best.": [
