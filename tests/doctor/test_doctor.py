@@ -171,7 +171,10 @@ def test_a_healthy_run_passes(run: Path) -> None:
 
 
 def test_rm_near_50_percent(run: Path) -> None:
-    train_rm(rm_options(run.parent.parent, "dice"))
+    folder = run.parent.parent
+    many = [prompt(n) for n in range(2000, 2300)]  # with thirty, chance alone exceeds the doctor's 55 % now and then
+    write_jsonl(folder / "many.jsonl", many)
+    train_rm(rm_options(folder, "dice", validation=str(folder / "many.jsonl")))
     said = doctor(run)
     assert re.search(
         r"^fail accuracy .*near 50 %, no better than chance.*agree with each other on only \d\d%", said["rm"], re.M
