@@ -229,13 +229,15 @@ lesson.record(
 # majority vote, and it fails where the majority errs: on popular misconceptions, which the web repeats more often than
 # the truth. Above 1, facts fall apart first and grammar next.
 #
-# The price of a low temperature is in the other columns: at 0 one and the same story each time, at 0.2 hardly more. There is no best
-# temperature; for facts choose a low one, for stories a higher one. This project samples responses at 0.7.
+# The price of a low temperature is in the other columns: at 0 one and the same story each time, at 0.2 hardly more.
+# There is no best temperature; for facts choose a low one, for stories a higher one. This project samples responses at
+# 0.7.
 #
 # ## 4. Few-shot: programming by examples
 #
-# The title of the GPT-3 paper is "Language Models are Few-Shot Learners". **Zero-shot** means asking; **few-shot** means
-# putting $k$ solved examples in front of the question. No weight changes: the examples only change what the model reads.
+# The title of the GPT-3 paper is "Language Models are Few-Shot Learners". **Zero-shot** means asking; **few-shot**
+# means putting $k$ solved examples in front of the question. No weight changes: the examples only change what the model
+# reads.
 
 # %% [markdown] id="exercise-few-shot-text"
 # ### Exercise 3: a few-shot prompt (●●○, 6 minutes)
@@ -355,10 +357,10 @@ lesson.record(
 )
 
 # %% [markdown] id="instructions-look"
-# **What to look for.** After a bare request, the base mostly writes another request, as in the web's lists of
-# homework. It does not *refuse* to answer; it continues. ("Begins like a request" is a rule of thumb: the first two words
-# are those of some request.) The same model, asked in the form of a worksheet, answers nearly as well as SFT does.
-# The knowledge was there. What was missing was the right document around the request.
+# **What to look for.** After a bare request, the base mostly writes another request, as in the web's lists of homework.
+# It does not *refuse* to answer; it continues. ("Begins like a request" is a rule of thumb: the first two words are
+# those of some request.) The same model, asked in the form of a worksheet, answers nearly as well as SFT does. The
+# knowledge was there. What was missing was the right document around the request.
 #
 # That is the gap which "alignment" first meant: a model that predicts the web and a user who wants help have different
 # aims (Ouyang et al. 2022, section 1). With GPT-3, users closed it by writing prompts. The InstructGPT paper therefore

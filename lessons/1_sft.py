@@ -36,8 +36,8 @@ sft = lesson.run_dir / "sft"
 # %% [markdown] id="demonstrations-text"
 # ## 1. Demonstrations
 #
-# Six writers, simulated by a program, have written the demonstrations of this project: some with care, others not. The cell sets aside the
-# demonstrations that this run's own SFT did not train on, and shows a few of the others.
+# Six writers, simulated by a program, have written the demonstrations of this project: some with care, others not. The
+# cell sets aside the demonstrations that this run's own SFT did not train on, and shows a few of the others.
 
 # %% id="demonstrations"
 demonstrations = read_demonstrations("data/demonstrations.jsonl")
@@ -199,7 +199,7 @@ check_epochs(by_loss, by_gold, losses, golds)
 # validation loss has a minimum: the picture from the lecture. Now compare gold with it. In our runs at full size, gold
 # and the RM score do *not* go on rising once the validation loss rises; after many epochs they fall. So the paper's
 # finding does not hold here. Our demonstrations have many mistakes, and a model that knows them by heart repeats them;
-# the paper trained on 12,725 prompts (table 6) instead of a thousand, with dropout, and far larger models.
+# the paper trained on 12,725 prompts (table 6), and we on a thousand here; it used dropout, and far larger models.
 #
 # One part of the finding holds here, too: validation loss is a poor guide to answers. Compare the base, at 0 epochs,
 # with the last run: their validation losses say little about which of them you would rather ask. The loss charges every token alike, and a sure, wrong guess most of

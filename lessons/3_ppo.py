@@ -167,7 +167,7 @@ table(
 # **What to look for.** The rewards are close to 0 up to the last token. The value changes at words that decide: a fact,
 # a refusal, the end. A token after which it falls has a lower advantage than the tokens around it. *Whitened* means
 # scaled to mean 0 and variance 1 over the whole batch. So even in a batch of good responses many tokens have a negative
-# advantage: they went less well than predicted, by more than the others.
+# advantage: compared with what was predicted, they went less well than the others.
 #
 # ## 5. The clipped ratio
 #
@@ -216,7 +216,8 @@ for panel, advantage in zip(both, (1.0, -1.0), strict=True):
 
 # %% [markdown] id="clip-look"
 # **What to look for.** The flat parts are where the gradient is 0. With a positive advantage that is to the right, with
-# a negative one to the left. Everywhere else the slope, the gradient with respect to the ratio, is $-A$. Nothing pulls the policy back there; it just gets no further push from this token.
+# a negative one to the left. Nothing pulls the policy back there; it just gets no further push from this token.
+# Everywhere else the slope, the gradient with respect to the ratio, is $-A$.
 #
 # ## 6. Reward hacking, on purpose
 #
@@ -266,7 +267,9 @@ lesson.record(
 #
 # A careless reward, no KL penalty and no pretraining term: here nothing held the policy back. The run's own reward model
 # is harder to fool. Without a KL penalty, PPO goes further from SFT there, too, but gold need not fall within so few
-# updates; `make overopt` measures where it does ([docs/results.md](../docs/results.md)). `make doctor` reads the same logs:
+# updates; `make overopt` looks for the point where it does ([docs/results.md](../docs/results.md)).
+#
+# `make doctor` reads the logs of the training above:
 
 # %% id="doctor"
 from rlhf_mini.doctor.__main__ import check_stage

@@ -28,9 +28,9 @@ lesson = Lesson(6)
 examples = read_prompts("data/prompts/validation.jsonl")[: lesson.size(full=600, nano=24)]
 
 # %% [markdown] id="sets-text"
-# ## 1. Five data sets by people
+# ## 1. Five data sets by writers
 #
-# Six people wrote this project's demonstrations, some with more care than others
+# Six simulated writers wrote this project's demonstrations, some with more care than others
 # ([writers.yaml](../data/knowledge/writers.yaml)). So we can choose by *quantity* and by *quality*. Each data set gets
 # the same number of gradient steps: a small one is simply read more often.
 
@@ -117,7 +117,8 @@ lesson.record(
 # an answer (Zhou et al. 2023). Form needs few examples; but wrong answers teach their form, too: that it is fine to
 # err.
 #
-# Here quantity may count, too: a small set is read often enough to be learned by heart (lesson 1). LIMA's base had 65 billion parameters (Zhou et al. 2023), ours has one million.
+# Here quantity may count, too: a small set is read often enough to be learned by heart (lesson 1). LIMA's base had 65
+# billion parameters (Zhou et al. 2023), ours has one million.
 #
 # ## 2. Demonstrations without people
 #

@@ -187,8 +187,8 @@ lesson.record(**{f"gold_{name.lower()}": one.gold.mean for name, one in found.it
 # is a tie everywhere. Look at *RM*, the reward model's score, last: PPO, RLOO and GRPO were paid by it, DPO and KTO never
 # met it.
 #
-# Then put this table beside that of lesson 6. There the same model was trained on other *data*, here by other
-# *algorithms*. Which of the two has moved gold more?
+# Then put this table beside that of lesson 6. There the *data* changed and the algorithm stayed, here it is the other way
+# round. Which of the two has moved gold more?
 
 # %% id="curves" alt="Gold against KL to SFT while each method trains; PPO is one point."
 plot = axes("KL to SFT, nats per response", "gold on validation prompts")
@@ -254,9 +254,10 @@ table(
 lesson.record(references_grpo=found["GRPO"].reference.mean, references_grpo_gold=found["GRPO, gold"].reference.mean)
 
 # %% [markdown] id="gold-look"
-# **What to look for.** *Gold* was the reward of *GRPO, gold*: there it shows that the reward rose, and nothing else. Never
-# judge by what was paid. Do the other two agree that it got better, and is the difference larger than the intervals? What limits a model
-# of this size may not be the reward, but what it knows and how many responses it has seen.
+# **What to look for.** *Gold* was the reward of *GRPO, gold*: there it shows that the reward rose, and nothing else.
+# Never judge by what was paid. Do the other two agree that it got better, and is the difference larger than the
+# intervals? What limits a model of this size may not be the reward, but what it knows and how many responses it has
+# seen.
 #
 # ## 6. Principles instead of people
 #

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.translation import Piece, digest, lines_of, problems, read_pieces, sections, slug_of, stamp
@@ -131,6 +132,17 @@ def test_the_command_lists_and_stamps(tmp_path: Path) -> None:
 
 FOLDERS = [each for each in ROOT.iterdir() if each.is_dir() and each.name != "runs" and not each.name.startswith(".")]
 TRANSLATED = [*ROOT.glob("*.ko.md"), *(path for folder in FOLDERS for path in folder.rglob("*.ko.md"))]
+
+
+LESSONS = [*(ROOT / "lessons" / "ko").glob("*.md")]
+
+
+@pytest.mark.parametrize("path", [*TRANSLATED, *LESSONS], ids=lambda path: path.name)
+def test_emphasis_ends_where_it_is_meant_to(path: Path) -> None:
+    """In CommonMark, ** does not close between a bracket and a letter: **단어(word)**는 shows its asterisks."""
+    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for block in MarkdownIt("commonmark").enable("table").parse(text):
+        assert not [one.content for one in block.children or [] if one.type == "text" and "*" in one.content]
 
 
 def english_of(path: Path) -> dict[str, str]:
