@@ -33,9 +33,9 @@ def test_a_loss() -> None:
     [
         (3 * LOSS, "sum over the pairs"),
         (3 * LOSS / 2, "ordered pairs only"),
-        ((3 * LOSS + TIE) / 3, "tied couple must add nothing"),
-        ((3 * LOSS + TIE + 3) / 3, "tied couple must add nothing"),  # C better: -log sigmoid(-3) = 3 - log sigmoid(3)
-        ((3 * LOSS + math.log(2)) / 3, "tied couple must add nothing"),
+        ((3 * LOSS + TIE) / 3, "tied pair must add nothing"),
+        ((3 * LOSS + TIE + 3) / 3, "tied pair must add nothing"),  # C better: -log sigmoid(-3) = 3 - log sigmoid(3)
+        ((3 * LOSS + math.log(2)) / 3, "tied pair must add nothing"),
         ((BEATS_B - 1 + BEATS_C + 2) / 3, "rank 1 is the best"),
         (-LOSS, "negative"),
         (LOSS / math.log(10), "natural logarithm"),
