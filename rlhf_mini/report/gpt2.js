@@ -339,9 +339,9 @@ function look({ sft, ppo, rm, value }, tokenizer, prompt, response, options) {
 // --- messages --------------------------------------------------------------------------------------------------------
 
 // In:  load {tokenizer, options}, model {name, packed}, ask {id, chats, temperature, seed, samples}, stop,
-//      look {id, messages, ids}
+//      look {messages, ids, ...}
 // Out: token {id, stage, sample, text}, answer {id, stage, sample, text, ids, ended, score}, too_long {id, tokens, room},
-//      done {id, tokens, seconds}, look {id, look}
+//      done {id, tokens, seconds}, and look with all that came with the question
 function serve(post) {
   const models = {}; // promises: a question waits only for the models that it needs
   let tokenizer, options, latest = 0;
@@ -398,9 +398,9 @@ function serve(post) {
   // Without the space with which the template begins a turn.
   const response = (ids) => tokenizer.decode(ids).replace(/^ /, "");
 
-  async function examine({ id, messages, ids }) {
+  async function examine({ messages, ids, ...asked }) {
     const [sft, ppo, rm, value] = await Promise.all(["sft", "ppo", "rm", "value"].map((name) => models[name]));
-    post({ type: "look", id, look: look({ sft, ppo, rm, value }, tokenizer, tokenizer.encodeChat(messages), ids, options) });
+    post({ ...asked, look: look({ sft, ppo, rm, value }, tokenizer, tokenizer.encodeChat(messages), ids, options) });
   }
 
   return (message) => {

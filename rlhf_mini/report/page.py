@@ -2,10 +2,12 @@
 
     python -m rlhf_mini.report --run seed0
     python -m rlhf_mini.report --run seed0 --language ko    # in Korean: runs/<run>/report.ko.html
+    python -m rlhf_mini.report --run seed0 --no_live        # without the models: 1.5 MB instead of 11.5
 
 Reads what `make compare`, `make evaluate` and, if it was run, `make overopt` measured, puts some responses under the
-token microscope, and fills in page.html.jinja. The page opens from the disk and makes no network requests. Text of
-models and people is data in it: the template escapes it, and the script inserts it as text, never as HTML.
+token microscope, packs the models so that the page can run them, and fills in page.html.jinja. The page opens from the
+disk and makes no network requests. Text of models and people is data in it: the template escapes it, and the script
+inserts it as text, never as HTML.
 """
 
 import base64
@@ -32,12 +34,14 @@ from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
-from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
+from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, Cost, costs
 from rlhf_mini.report.explorer import STAGES, Row, RowKeys, look_at, pack_explorer, pick
+from rlhf_mini.report.live import pack_run
 from rlhf_mini.world.gold import WEIGHTS
 from stages.ppo.options import names_function
 
 FOLDER = Path(__file__).parent
+SCRIPTS = ("page", "microscope", "explorer", "live")
 
 
 @options
@@ -50,6 +54,7 @@ class ReportOptions(RunOptions):
     reward: str = option(
         "", "If PPO was trained on a function: its package.module:function again, which allows to run its code."
     )
+    live: bool = option(True, "Pack the models into the page, so that readers can ask them.")
     watts: PositiveFloat = option(30.0, "Assumed power draw of the machine, for the watt-hours.")
     seed: Seed = option(0, "Seed of the choice of prompts for the microscope.")
 
@@ -82,6 +87,8 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
 
     looks = look_at(run_dir, rows, pick(rows, settings.microscope_prompts, settings.seed), settings.reward)
     data = pack_explorer(rows, looks, texts)
+    live = pack_run(run_dir, Path(settings.base), checkpoints["ppo"]) if settings.live else None
+    spent = costs(checkpoints, metrics["ppo"], settings.watts)
     provenance: dict[str, Any] = {
         texts("provenance.page"): {"command": command, "options": dataclasses.asdict(settings)},
         "evaluate.json": evaluation.provenance,
@@ -93,8 +100,11 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
         run=settings.run,
         watts=settings.watts,
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup((FOLDER / "explorer.js").read_text(encoding="utf-8")),
+        script=Markup(script()),
         data=script_json(dataclasses.asdict(data)),
+        live=live,
+        live_data=script_json(live.settings()) if live else "",
+        engine=Markup((FOLDER / "gpt2.js").read_text(encoding="utf-8")),
         measures=data.measures,
         shown=len(data.prompts),
         compared=len(rows),
@@ -108,7 +118,8 @@ def _write_report(settings: ReportOptions, command: str, checkpoints: dict[str, 
         reward=reward,
         without_score=names_function(reward) and not settings.reward,
         command_for_overopt=tool_command(run_dir, "overopt"),
-        costs=costs(checkpoints, metrics["ppo"], settings.watts),
+        costs=spent,
+        findings=findings(texts, evaluation, metrics["ppo"], study, spent, checkpoints["ppo"]),
         counted=COUNTED,
         checkpoints=checkpoints,
         provenance=provenance,
@@ -192,6 +203,12 @@ def template(texts: Texts) -> Template:
     return environment.get_template("page.html.jinja")
 
 
+def script() -> str:
+    """The page's own script: its parts in one scope, which nothing outside can reach."""
+    parts = [(FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
+
+
 def script_json(value: Any) -> Markup:
     """JSON that is safe inside a <script> element: plain ASCII without <, > and &."""
     text = json.dumps(plain(value), separators=(",", ":"))
@@ -240,6 +257,69 @@ def summary(texts: Texts, evaluation: PooledEvaluation, reward: str = "") -> lis
             )
         )  # fmt: skip
     return sentences
+
+
+def findings(
+    texts: Texts,
+    evaluation: PooledEvaluation,
+    iterations: list[dict[str, Any]],
+    study: Study | None,
+    spent: list[Cost],
+    ppo: Checkpoint,
+) -> dict[str, str]:
+    """By section, the line that it is folded behind."""
+    brief = partial(number, texts, interval=False)
+    judge = next((name for name, rates in evaluation.win_rates.items() if known(rates["ppo/sft"])), "rm")
+    found = {
+        "win-rates": texts(
+            "finding.wins", ppo=share(texts, evaluation.win_rates[judge]["ppo/sft"], interval=False),
+            sft=share(texts, evaluation.win_rates[judge]["sft/base"], interval=False),
+            judge=texts.of(f"judge.{judge}", JUDGES.get(judge, judge)),
+        ),
+        "baselines": texts("finding.baselines_none"),
+        "microscope": texts("finding.microscope"),
+        "curves": texts("finding.curves_none"),
+        "overopt": texts("finding.overopt_none"),
+        "use-cases": texts("finding.groups_none"),
+        "cost": texts("finding.cost", seconds=f"{spent[-1].seconds:,.0f}", memory=f"{spent[-1].memory:,.0f}"),
+        "provenance": texts("finding.provenance", seed=ppo.info["seed"]),
+    }  # fmt: skip
+    cheaper = {name: one for name, one in evaluation.baselines.items() if known(one.estimates["gold"], one.ppo_minus)}
+    if cheaper:
+        name = max(cheaper, key=lambda name: cheaper[name].estimates["gold"].mean)
+        found["baselines"] = texts(
+            "finding.baselines", title=texts.of(f"baseline.{name}.title", cheaper[name].title),
+            gold=brief(cheaper[name].estimates["gold"]), minus=number(texts, cheaper[name].ppo_minus),
+        )  # fmt: skip
+    logged = [line for line in iterations if "objective/scores" in line and "objective/kl" in line]
+    if logged:
+        first, last = (Estimate(*3 * (line["objective/scores"],)) for line in (logged[0], logged[-1]))
+        kl = Estimate(*3 * (logged[-1]["objective/kl"],))
+        found["curves"] = texts("finding.curves", before=brief(first), after=brief(last), kl=brief(kl))
+    points = study.scenarios[0].ppo[0].points if study and study.scenarios and study.scenarios[0].ppo else []
+    if points:
+        last_point = max(points, key=lambda point: point.kl)
+        found["overopt"] = texts(
+            "finding.overopt", kl=f"{last_point.kl:.1f}", proxy=brief(last_point.proxy), gold=brief(last_point.gold)
+        )
+    gains = {name: group.gold["ppo"].mean - group.gold["sft"].mean for name, group in evaluation.use_cases.items()
+             if known(group.gold["ppo"], group.gold["sft"])}  # fmt: skip
+    if gains:
+        most, least = max(gains, key=lambda name: gains[name]), min(gains, key=lambda name: gains[name])
+        found["use-cases"] = texts(
+            "finding.groups", most=texts.named("use_case", most), most_gain=f"{gains[most]:+.2f}".replace("-", "−"),
+            least=texts.named("use_case", least), least_gain=f"{gains[least]:+.2f}".replace("-", "−"),
+        )  # fmt: skip
+    changed = [
+        (probe.stages["ppo"].mean - probe.stages["sft"].mean) * (-1 if probe.better == "lower" else 1)
+        for probe in evaluation.probes.values()
+        if known(probe.stages["ppo"], probe.stages["sft"])
+    ]
+    found["probes"] = texts(
+        "finding.probes", better=sum(one > 0 for one in changed), worse=sum(one < 0 for one in changed),
+        number=len(changed),
+    )  # fmt: skip
+    return found
 
 
 # --- numbers in words ------------------------------------------------------------------------------------------------

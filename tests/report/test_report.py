@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,9 @@ def html(made: ReportOptions) -> str:
 
 @pytest.fixture
 def copy(made: ReportOptions, tmp_path: Path) -> ReportOptions:
-    """A copy of the run, to break; without microscope, which takes time."""
+    """A copy of the run, to break; without microscope and live models, which take time."""
     shutil.copytree(made.runs_dir, tmp_path / "runs")
-    return ReportOptions(run="r", runs_dir=str(tmp_path / "runs"), base=made.base, microscope_prompts=0)
+    return ReportOptions(run="r", runs_dir=str(tmp_path / "runs"), base=made.base, microscope_prompts=0, live=False)
 
 
 # --- numbers checked by hand -----------------------------------------------------------------------------------------
@@ -377,34 +378,36 @@ def test_the_script_gets_its_data_by_name(html: str) -> None:
     assert {len(column) for column in [*columns, *look["measures"].values()]} == {len(look["text"])}
     assert list(look["measures"]) == list(data["measures"])
 
-    script = Path(report.__file__).with_name("explorer.js").read_text(encoding="utf-8")
+    script = report.script()
     declared = (explorer.Explorer, explorer.Measure, explorer.ShownPrompt, explorer.Answer, explorer.Look)
     names = {field.name for one in declared for field in dataclasses.fields(one)}
     assert {name for name in names if not re.search(rf"\b{name}\b", script)} == set()
 
 
 def test_texts_are_escaped(html: str) -> None:
-    assert html.count("<script") == html.count("</script") == 2  # the data and the page's own
+    # The data, the settings and the engine of the live models, five times weights, and the page's own.
+    assert html.count("<script") == html.count("</script") == 9
     assert "<img" not in html and "onerror=alert(2)&gt;" in html  # EVIL as a use case, a probe and a scenario
     assert "{{" not in html.replace("{{ 7 * 7 }}", "")
 
 
 def test_baselines_and_diversity_are_on_the_page(html: str) -> None:
-    section = re.findall(r'<section id="baselines">(.*?)</section>', html, re.DOTALL)[0]
+    section = html[html.index('id="baselines"') : html.index('id="microscope"')]
     cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", section, re.DOTALL)]
     assert cells[:3] == ["0.50 (0.48 to 0.53)", "0.30 (0.28 to 0.33)", "0.50"]  # SFT: gold, PPO minus it, task
     assert cells[8:10] == ["0.80 (0.78 to 0.83)", "0.07 (0.05 to 0.10)"]
     assert cells[16:18] == ["0.80 (0.78 to 0.83)", "–"]  # PPO
     assert cells[24] == "9.50 (9.48 to 9.53) of 16" and cells[26] == "40% (38 to 43%)"
-    assert 'href="#baselines"' in html
 
 
 def test_only_the_own_script_may_run_and_nothing_may_be_fetched(html: str) -> None:
     script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[0]
+    assert script == report.script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)[0]
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
     assert "innerHTML" not in script and "outerHTML" not in script and "insertAdjacentHTML" not in script
+    assert "worker-src blob:;" in policy
     fetched = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#|data:)([^"'\s>)]+)""", html)
     assert set(fetched) <= {"x", "https://arxiv.org/abs/2210.10760", "https://arxiv.org/abs/2001.08361"}  # x is EVIL's
 
@@ -644,8 +647,8 @@ def address(made: ReportOptions) -> str:
     return (made.run_dir / "report.html").resolve().as_uri()
 
 
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
+@contextmanager
+def watched(browser: Any, address: str) -> Iterator[Any]:
     """The open page. Whatever a test does with it: no error, no console message, no request, no dialog."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     faults: list[str] = []
@@ -663,13 +666,24 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     yield page
     page.close()
     assert faults == []
-    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} <= {
+    assert {url.partition("#")[0] for url in requests if not url.startswith(("data:", "blob:"))} <= {
         address, address.replace("report.html", "report.ko.html")
     }  # fmt: skip
 
 
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    with watched(browser, address) as page:
+        yield page
+
+
 def shown(page: Any) -> str:
     return page.locator("#prompt p").last.inner_text().removeprefix("user: ")
+
+
+def unfold(page: Any, *names: str) -> None:
+    for name in names:
+        page.locator(f"#{name} > summary").click()
 
 
 def listed(page: Any) -> list[str]:
@@ -690,6 +704,7 @@ def test_in_korean_the_page_speaks_korean_and_the_models_english(page: Any, kore
     assert page.locator("#place").inner_text() == f"프롬프트 {len(ROWS)}개 중 1번째"
     assert page.locator("#answers .base .response").inner_text() == "Colour? (잘림)"
     assert page.locator("#answers .response[lang=en]").count() == 3
+    unfold(page, "microscope", "use-cases")
     page.locator("#tokens .token").first.focus()
     length = page.locator("#tokens .token").count()
     assert page.locator("#token").inner_text().endswith(f"토큰 {length}개 중 1번째")
@@ -700,6 +715,7 @@ def test_in_korean_the_page_speaks_korean_and_the_models_english(page: Any, kore
 
 
 def test_filters_narrow_the_list(page: Any) -> None:
+    unfold(page, "choose")
     page.select_option("[name=use]", "open_qa")
     assert listed(page) == ["Third?", "Fourth?"] and shown(page) == "Third?"
     page.check("[name=disagree]")
@@ -720,6 +736,7 @@ def test_filters_narrow_the_list(page: Any) -> None:
 
 
 def test_gains_and_losses_come_in_their_order(page: Any) -> None:
+    unfold(page, "choose")
     page.click("text=largest gains")
     assert [text[:8] for text in listed(page)] == ["Second?", EVIL[:8], "First?", "Fourth?", "Third?", "Own?"]
     assert page.locator("#near .number").all_inner_texts() == ["+0.80", "+0.20", "+0.10", "0.00", "−0.80", "–"]
@@ -746,6 +763,7 @@ def test_going_on_by_button_key_and_link(page: Any, address: str) -> None:
     page.keyboard.press("ArrowLeft")
     page.click("#previous")
     assert shown(page) == "Own?"  # round the end
+    unfold(page, "choose")
     page.focus("[name=search]")
     page.keyboard.press("ArrowLeft")
     assert shown(page) == "Own?"  # in a field the arrows are the field's
@@ -753,9 +771,9 @@ def test_going_on_by_button_key_and_link(page: Any, address: str) -> None:
     assert shown(page) == "Fourth?"
     page.reload()
     assert shown(page) == "Fourth?" and page.evaluate("scrollY") > 0  # a link leads to the prompt
-    page.click("nav a[href='#cost']")
+    page.goto(f"{address}#cost")
     page.reload()
-    assert page.url.endswith("#cost") and shown(page) == "First?"
+    assert shown(page) == "First?" and page.locator("#cost table").first.is_visible()  # unfolded
 
 
 def test_model_text_is_shown_as_it_is(page: Any, address: str) -> None:
@@ -766,10 +784,11 @@ def test_model_text_is_shown_as_it_is(page: Any, address: str) -> None:
     of_tokens = "[...document.querySelectorAll('.token')].slice(0, -1).map((token) => token.textContent).join('')"
     bytewise = EVIL.replace("\u2028", "\N{REPLACEMENT CHARACTER}" * 3)  # no token of this tokenizer holds all of it
     assert page.evaluate(of_tokens) == f" {bytewise}"
-    assert page.locator("img").count() == 0 and page.locator("script").count() == 2
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 9
 
 
 def test_the_microscope_reads_out_numbers_under_the_pointer_and_by_keyboard(page: Any, made: ReportOptions) -> None:
+    unfold(page, "microscope")
     data = json.loads(page.locator("#data").text_content())
     look = data["prompts"][0]["looks"]["ppo"]
     length = len(look["text"])
@@ -788,7 +807,7 @@ def test_the_microscope_reads_out_numbers_under_the_pointer_and_by_keyboard(page
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     assert page.locator("#token").inner_text().endswith(f"token 2 of {length}")
-    assert page.locator("[aria-selected=true]").count() == 1
+    assert page.locator(".token[aria-selected=true]").count() == 1
     assert next(iter(data["measures"].values()))["title"] in page.locator(".token").nth(1).get_attribute("aria-label")
     page.keyboard.press("End")
     assert "⟨end⟩" in page.evaluate("document.activeElement.textContent")
@@ -796,6 +815,7 @@ def test_the_microscope_reads_out_numbers_under_the_pointer_and_by_keyboard(page
 
 
 def test_another_measure_colours_anew(page: Any) -> None:
+    unfold(page, "microscope")
     colours = "[...document.querySelectorAll('.token')].map((token) => getComputedStyle(token).backgroundColor)"
     seen = []
     for measure in page.locator("[name=measure]").all():
@@ -810,6 +830,7 @@ def test_another_measure_colours_anew(page: Any) -> None:
 
 
 def test_a_response_without_microscope_data_says_so(page: Any) -> None:
+    unfold(page, "choose", "microscope")
     page.fill("[name=search]", "own?")
     page.check("[name=which][value=sft]")  # it was truncated before its first token
     assert page.locator("#no-look").is_visible() and not page.locator("#look").is_visible()
@@ -823,8 +844,7 @@ def test_from_a_response_to_its_tokens(page: Any) -> None:
 
 def test_nothing_is_wider_than_a_phone(page: Any) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    for details in page.locator("summary").all():
-        details.click()
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
     lefts = page.locator(".answer").evaluate_all("(boxes) => boxes.map((box) => box.getBoundingClientRect().left)")
     assert len(set(lefts)) == 1  # one under the other
@@ -848,8 +868,8 @@ def test_dark_by_the_system_and_by_the_button(page: Any) -> None:
 def test_on_paper_the_prompt_stays_and_the_controls_go(page: Any) -> None:
     page.emulate_media(media="print")
     assert not page.locator("#filters").is_visible() and not page.locator("#theme").is_visible()
-    assert page.locator("#prompt").is_visible() and page.locator("#tokens").is_visible()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#prompt").is_visible() and page.locator("#tokens").is_visible()
     assert page.locator("details:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0
@@ -859,9 +879,13 @@ def test_on_paper_the_prompt_stays_and_the_controls_go(page: Any) -> None:
 def test_tab_comes_to_everything_that_works(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
-    visited = set()
+    unfold(page, "choose", "microscope")
+    page.locator("#theme").focus()
+    visited = {"theme"}
     name = "((at) => at.id || at.name || at.className.split(' ')[0])(document.activeElement)"
     for _ in range(60):
         page.keyboard.press("Tab")
         visited.add(page.evaluate(name))
-    assert {"theme", "use", "search", "disagree", "previous", "surprise", "which", "measure", "token"} <= visited
+    expected = {"theme", "tab-explorer", "previous", "surprise", "own-prompt", "use", "search", "disagree", "which",
+                "measure", "token"}  # fmt: skip
+    assert expected <= visited
