@@ -14,7 +14,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Response, read_prompts
 from rlhf_mini.evaluation.microscope import Microscope
 from rlhf_mini.models.sampling import sample
-from rlhf_mini.models.scoring import attach_reader, load_reward_model, score_texts
+from rlhf_mini.models.scoring import attach_reader, score_texts
 from rlhf_mini.models.text import encode_plain, encode_prompts, load_tokenizer
 from rlhf_mini.report import live
 from rlhf_mini.report import page as report
@@ -29,8 +29,8 @@ TYPED: Messages = [
     {"role": "user", "content": "  What? 한국어"},
 ]
 TEXTS = [
-    "It's we'll THEY'RE 1234 56", "a\t\tb   c\r\nd", "  before and after  ", "héllo  wörld\n\n x", "e\u0301 ﷽ \ufeffbom",
-    "한국어 텍스트 😀\u00a0x \u0085 y\u2028z", "<|user|> <|endoftext|>", "", "\x00\x7f\xad", EVIL,
+    "It's we'll THEY'RE 1234 56", "a\t\tb   c\r\nd", "  before and after  ", "héllo  wörld\n\n x",
+    "e\u0301 ﷽ \ufeffbom", "한국어 텍스트 😀\u00a0x \u0085 y\u2028z", "<|user|> <|endoftext|>", "", "\x00\x7f\xad", EVIL,
 ]  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_advantages_are_those_of_ppo(engine: Any, models: dict[str, Any], tokeni
         "eos": 0,
     }
     found = engine.evaluate(
-        "([prompt, ids, options]) => look(models, tokenizer, prompt, ids, options)", [prompt, ids, options]
+        "([prompt, ids, options]) => look(models, tokenizer, prompt, ids, options)", [prompt, ids, options | {"eos": 0}]
     )
     measures = {name: torch.tensor(column) for name, column in found["measures"].items()}
     rewards = -0.1 * measures["shift"]
@@ -220,9 +220,13 @@ def ask(page: Any, text: str, **settings: str) -> None:
         if name == "best":
             page.select_option("[name=best]", value)
         else:
-            page.evaluate(f"([name, value]) => {{ document.forms.ask.elements[name].value = value }}", [name, value])
+            page.evaluate("([name, value]) => { document.forms.ask.elements[name].value = value }", [name, value])
     page.click("#ask button[type=submit]")
     page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))
 
 
 def answers(page: Any) -> list[str]:
@@ -272,14 +276,13 @@ def test_the_score_and_the_microscope_are_those_of_torch(page: Any, made: Report
     rows = [row.split("\t") for row in page.locator("#numbers tbody").inner_text().split("\n")]
     assert len(rows) == len(tokens)
     microscope = Microscope(made.run_dir)
-    names = [json.loads(row[0]) for row in rows]
-    ids = [microscope.tokenizer.convert_tokens_to_ids(name) if name.startswith("<|") else None for name in names]
-    vocabulary = {microscope.tokenizer.decode([i]): i for i in range(len(microscope.tokenizer))}
-    ids = [vocabulary[name] if one is None else one for name, one in zip(names, ids, strict=True)]
+    tokenizer = microscope.tokenizer
+    ids_of = {tokenizer.decode([token]): token for token in range(len(tokenizer))}  # of special tokens, too
+    ids = [ids_of[json.loads(row[0])] for row in rows]
     view = microscope.look([{"role": "user", "content": "First?"}], Response("", True, ids))
-    assert float(shown.replace("−", "-")) == pytest.approx(view.score, abs=0.01)
+    assert number(shown) == pytest.approx(view.score, abs=0.01)
     for row, token in zip(rows, view.tokens, strict=True):
-        numbers = [float(cell.replace("−", "-")) for cell in row[1:8]]
+        numbers = [number(cell) for cell in row[1:8]]
         expected = [token.logprob, token.ref_logprob, token.shift, token.kl, token.reward, token.value, token.advantage]
         assert numbers == pytest.approx(expected, abs=0.015)
 
