@@ -30,7 +30,7 @@ TYPED: Messages = [
 ]
 TEXTS = [
     "It's we'll THEY'RE 1234 56", "a\t\tb   c\r\nd", "  before and after  ", "héllo  wörld\n\n x",
-    "e\u0301 ﷽ \ufeffbom", "한국어 텍스트 😀\u00a0x \u0085 y\u2028z", "<|user|> <|endoftext|>", "", "\x00\x7f\xad", EVIL,
+    "e\u0301 ﷽ \ufeffbom", "한국어 텍스트 😀\u00a0x \u0085 y\u2028z", "<|user|> <|endoftext|>", "", "\x00\xad", EVIL,
 ]  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def ask(page: Any, text: str, **settings: str) -> None:
         else:
             page.evaluate("([name, value]) => { document.forms.ask.elements[name].value = value }", [name, value])
     page.click("#ask button[type=submit]")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    page.locator("#status", has_text="a second").wait_for()
 
 
 def number(text: str) -> float:
@@ -236,7 +236,7 @@ def answers(page: Any) -> list[str]:
 def test_the_box_on_the_first_screen_asks_the_models(page: Any, made: ReportOptions) -> None:
     page.fill("#own-prompt", "What colour is a kiwi?")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    page.locator("#status", has_text="a second").wait_for()
     assert page.locator("#tab-try").get_attribute("aria-selected") == "true" and not page.locator("#shown").is_visible()
     assert page.locator("#live-answers h3").all_inner_texts() == ["base", "SFT", "PPO"]
     assert len(set(answers(page))) == 3 and page.locator("#reply").is_visible()
@@ -248,7 +248,7 @@ def test_a_seed_gives_the_same_answers_and_another_sample_others(page: Any) -> N
     ask(page, "Say it.", temperature="1")
     assert answers(page) == first
     page.click("#again")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    page.locator("#status", has_text="a second").wait_for()
     assert page.input_value("[name=seed]") == "1" and answers(page) != first
     ask(page, "Say it.", temperature="1", seed="0")
     assert answers(page) == first
@@ -292,8 +292,8 @@ def test_a_reply_goes_on_with_what_each_of_them_said(page: Any) -> None:
     said = answers(page)
     page.fill("#reply-text", "And?")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('#live-answers .turn').length === 6")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    page.locator("#live-answers .turn").nth(5).wait_for()
+    page.locator("#status", has_text="a second").wait_for()
     turns = page.locator("#live-answers .turn.assistant").all_inner_texts()
     assert [turn.strip() for turn in turns] == [text.removesuffix("(truncated)").strip() for text in said]
     assert not page.locator("#reply").is_visible()  # two turns
@@ -310,7 +310,7 @@ def test_a_prompt_that_is_too_long_is_told_to_shorten(page: Any) -> None:
         page.click("#tab-try")
         page.fill("#ask-prompt", long)
         page.click("#ask button[type=submit]")
-        page.wait_for_function("document.querySelector('#status').textContent.includes('Shorten it')")
+        page.locator("#status", has_text="Shorten it").wait_for()
     ask(page, "Hi")
     assert len(answers(page)) == 3
 
@@ -329,7 +329,7 @@ def test_examples_are_of_each_use_case(page: Any) -> None:
     page.click("#tab-try")
     assert page.locator("#examples button").all_inner_texts() == ["First?", "Third?", ROWS[4]["prompt"][0]["content"]]
     page.locator("#examples button").first.click()
-    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    page.locator("#status", has_text="a second").wait_for()
     assert page.input_value("#ask-prompt") == "First?"
 
 
