@@ -292,7 +292,7 @@ def test_a_reply_goes_on_with_what_each_of_them_said(page: Any) -> None:
     said = answers(page)
     page.fill("#reply-text", "And?")
     page.keyboard.press("Enter")
-    page.locator("#live-answers .turn").nth(5).wait_for()
+    page.locator("#live-answers .turn").nth(5).wait_for(state="attached")
     page.locator("#status", has_text="a second").wait_for()
     turns = page.locator("#live-answers .turn.assistant").all_inner_texts()
     assert [turn.strip() for turn in turns] == [text.removesuffix("(truncated)").strip() for text in said]
