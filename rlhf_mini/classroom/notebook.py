@@ -26,7 +26,8 @@ LESSONS = ROOT / "lessons"
 LANGUAGES = ("en", "ko")
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer hangs
 # A library looks for widgets that pages could not show.
-QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
+# MPLBACKEND: plots belong into the notebook, whatever the shell says.
+QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
