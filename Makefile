@@ -39,7 +39,7 @@ help:
 	@echo '  make ppo               PPO against the reward model                                     1.5-3.5 min, 1.1 GB'
 	@echo '  make compare           responses of base, SFT and PPO side by side and win rates        0.5 min, 0.9 GB'
 	@echo '  make evaluate          the same with more judges, ratings, baselines and probes         2-4 min, 0.9 GB'
-	@echo '  make report            an HTML report on a run, with a token microscope                 10 s, 0.5 GB'
+	@echo '  make report            an HTML report on a run, in which its models answer you         30 s, 0.8 GB'
 	@echo '  make chat              chat with base, SFT or PPO in the terminal                       0.5 GB'
 	@echo '  make doctor            check each stage of a run for problems and suggest fixes         1 s, 0.1 GB'
 	@echo '  make museum            classic bugs beside the healthy run: BUG=kl_sign                 1-4 min, 1 GB'
