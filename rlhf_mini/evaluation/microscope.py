@@ -144,7 +144,7 @@ class Microscope:
         """
         tokenizer, options = self.tokenizer, self.options
         (encoded,) = encode_prompts(tokenizer, [prompt])
-        ids = response_ids(tokenizer, response)
+        (ids,) = response_ids(tokenizer, [response])
         if not ids:
             raise ValueError("this response has no token to look at")
         if not all(0 <= token < self.policy.config.vocab_size for token in ids):

@@ -19,7 +19,7 @@ from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, load_la
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
-from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_response, load_tokenizer
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_responses, load_tokenizer
 from rlhf_mini.world.gold import Gold, judge
 from rlhf_mini.world.labelers import gold_labeler
 from rlhf_mini.world.references import reference_judge, score
@@ -184,8 +184,8 @@ def rank_blind(
 def demonstration_lengths(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> dict[str, float]:
     """Mean tokens of the demonstrations' completions, with their end of text: "all", and each "use_case/..."."""
     lengths: dict[str, list[int]] = {}
-    for example in demonstrations:
-        tokens = len(encode_response(tokenizer, example["completion"][0]["content"]))
+    completions = encode_responses(tokenizer, [example["completion"][0]["content"] for example in demonstrations])
+    for example, tokens in zip(demonstrations, map(len, completions), strict=True):
         for group in ("all", f"use_case/{example.get('use_case')}"):
             lengths.setdefault(group, []).append(tokens)
     return {group: sum(of_group) / len(of_group) for group, of_group in lengths.items()}

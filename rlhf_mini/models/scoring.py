@@ -133,7 +133,7 @@ def sequence_logprobs(
     """
     if not responses:
         return []
-    encoded = [response_ids(tokenizer, response) for response in responses]
+    encoded = response_ids(tokenizer, responses)
     with torch.no_grad():
         found = response_logprobs(model, [prompt.ids for prompt in prompts], encoded, temperature)
     return Rows([len(ids) for ids in encoded], device=model.device).sum(found.logprobs).tolist()
@@ -234,7 +234,7 @@ def score_texts(
 
     A response that came as text is encoded.
     """
-    pairs = [(p.ids, response_ids(tokenizer, r)) for p, r in zip(prompts, responses, strict=True)]
+    pairs = list(zip([prompt.ids for prompt in prompts], response_ids(tokenizer, responses), strict=True))
     order = sorted(range(len(pairs)), key=lambda row: len(pairs[row][0]) + len(pairs[row][1]))
     scores = [0.0] * len(pairs)
     for start in range(0, len(order), ROWS_AT_ONCE):

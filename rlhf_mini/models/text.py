@@ -60,15 +60,23 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Message
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
-    """Tokens of a response that comes as text (a person's, or one of a rankings file), with the end of text if `ended`.
+    """As `encode_responses`, of one response; without its end of text if it has not `ended`."""
+    (ids,) = encode_responses(tokenizer, [text])
+    return ids if ended else ids[:-1]
 
-    The chat template decides what surrounds it: whether a space comes first, and how the turn ends. "<|user|>" in
-    `text` is text, not a token.
+
+def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of responses that come as text (a person's, or those of a rankings file), each with its end of text.
+
+    The chat template decides what surrounds them: whether a space comes first, and how the turn ends. "<|user|>" in a
+    text is text, not a token.
 
     Raises:
-        UserError: the chat template writes no end of text after it, or something else than the generation prompt
-            before it.
+        UserError: the chat template writes no end of text after a response, or something else than the generation
+            prompt before it.
     """
+    if not texts:
+        return []
     question = [{"role": "user", "content": "?"}]
     start = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
 
@@ -81,14 +89,15 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool =
             )
         return [turn[len(start) :] for turn in turns]
 
-    (ids,) = _encode_chats(tokenizer, [[*question, {"role": "assistant", "content": text}]], render)
-    if tokenizer.eos_token_id not in ids:
+    chats = [[*question, {"role": "assistant", "content": text}] for text in texts]
+    encoded = _encode_chats(tokenizer, chats, render)
+    if not all(tokenizer.eos_token_id in ids for ids in encoded):
         raise UserError(
             f"the chat template in {tokenizer.name_or_path} writes no end of text ({tokenizer.eos_token}) after a "
             f"response, so that no model could learn to end one: {CHAT_TEMPLATE_ADVICE}"
         )
-    ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # some templates go on after the end of text
-    return ids if ended else ids[:-1]
+    # Some templates go on after the end of text.
+    return [ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)] for ids in encoded]
 
 
 def _encode_chats(
@@ -158,7 +167,7 @@ def encode_demonstrations(
         UserError: one, of the file `path`, is longer than the model's context.
     """
     prompts = encode_prompts(tokenizer, [each["prompt"] for each in demonstrations])
-    completions = [encode_response(tokenizer, each["completion"][0]["content"]) for each in demonstrations]
+    completions = encode_responses(tokenizer, [each["completion"][0]["content"] for each in demonstrations])
     positions = context_length(model)
     for prompt, completion in zip(prompts, completions, strict=True):
         length = len(prompt.ids) + len(completion)
@@ -170,9 +179,14 @@ def encode_demonstrations(
     return [(prompt.ids, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, response: Response) -> list[int]:
-    """A response's tokens; one that came as text is encoded."""
-    return response.ids or encode_response(tokenizer, response.text, response.ended)
+def response_ids(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Response]) -> list[list[int]]:
+    """The tokens of responses; those that came as text are encoded, all at once because that is ten times faster."""
+    as_text = [index for index, response in enumerate(responses) if not response.ids]
+    encoded = dict(zip(as_text, encode_responses(tokenizer, [responses[i].text for i in as_text]), strict=True))
+    return [
+        response.ids or (encoded[index] if response.ended else encoded[index][:-1])
+        for index, response in enumerate(responses)
+    ]
 
 
 def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

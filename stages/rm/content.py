@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_mini.core.examples import Preference, Response
 from rlhf_mini.core.rankings import Count, accuracy
 from rlhf_mini.models.scoring import score_texts
-from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_response
+from rlhf_mini.models.text import EncodedPrompt, context_length, encode_prompts, encode_responses
 from stages.rm.agreement import Share, summary
 
 TITLES = {
@@ -43,9 +43,9 @@ def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, preferenc
     positions = context_length(model)
     pairs = []
     prompts = encode_prompts(tokenizer, [each["prompt"] for each in preferences])
-    for each, prompt in zip(preferences, prompts, strict=True):
-        texts = [reply[0]["content"] for reply in (each["chosen"], each["rejected"])]
-        chosen, rejected = (Response(text, ended=True, ids=encode_response(tokenizer, text)) for text in texts)
+    texts = [reply[0]["content"] for each in preferences for reply in (each["chosen"], each["rejected"])]
+    replies = [Response(text, True, ids) for text, ids in zip(texts, encode_responses(tokenizer, texts), strict=True)]
+    for each, prompt, chosen, rejected in zip(preferences, prompts, replies[::2], replies[1::2], strict=True):
         part = "seen" if each.get("novel", "none") == "none" else "new"
         if positions is None or len(prompt.ids) + max(len(chosen.ids), len(rejected.ids)) <= positions:
             pairs.append(Pair(str(each.get("kind", "all")), part, prompt, chosen, rejected))

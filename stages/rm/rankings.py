@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Prompt, Ranking, Response, contents
 from rlhf_mini.core.rankings import Labeler, pairs
-from rlhf_mini.models.text import context_length, encode_prompts, encode_response
+from rlhf_mini.models.text import context_length, encode_prompts, response_ids
 
 
 class Example(NamedTuple):
@@ -94,8 +95,9 @@ def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Rank
     examples = []
     positions = context_length(model)
     prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
+    encoded = iter(response_ids(tokenizer, [each for ranking in rankings for each in as_responses(ranking)]))
     for ranking, prompt in zip(rankings, prompts, strict=True):
-        responses = [encode_response(tokenizer, each.text, each.ended) for each in as_responses(ranking)]
+        responses = list(islice(encoded, len(ranking["responses"])))
         example = Example([prompt.ids + ids for ids in responses], ranking["ranks"], len(prompt.ids))
         if positions is not None and example.length > positions:
             beginning = ranking["prompt"][-1]["content"][:60]
