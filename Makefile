@@ -8,6 +8,7 @@ BUG      ?=
 ARGS     ?=
 N        ?=
 LANGUAGE ?= en
+HOST     ?=
 
 OUT         := runs/$(RUN)
 STAGES      := sft rm ppo
@@ -21,7 +22,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help $(STAGES) compare evaluate overopt report chat doctor museum seeds ablations settings base data bench \
-    parity mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank
+    parity mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank class class-train
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -49,6 +50,7 @@ help:
 	@echo '  make lessons           run all lessons, build offline pages in lessons/built            30-60 min, 1.5 GB'
 	@echo '  make rank              rank ten prompts yourself; make rm can learn from it             0.5 GB'
 	@echo
+	@echo '  make class             phones rank responses, and that trains a policy; HOST=0.0.0.0    0.5-1.2 GB'
 	@echo '  make overopt           over-optimisation study: gold score against KL from SFT          45-90 min, 1 GB'
 	@echo '  make seeds             train and evaluate five seeds; writes docs/results.md            50-90 min, 1.1 GB'
 	@echo '  make bands             run all lessons on these five; writes docs/bands.json, .md       2-5 h, 1.5 GB'
@@ -77,7 +79,7 @@ help:
 	@echo '                 make sft rm ppo PIP_ARGS=--extra-index-url=https://download.pytorch.org/whl/cpu'
 
 # --- installation: once, and again when pyproject.toml or constraints.txt changes ---
-# Editable, because pip cannot install only the dependencies of a pyproject.toml. Always with both extras, because one
+# Editable, because pip cannot install only the dependencies of a pyproject.toml. Always with all extras, because one
 # environment is simpler than two.
 # The stamp is removed first and written last, so that an interrupted installation is repeated.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -88,7 +90,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "error: $(PYTHON) lacks its venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo 'Installing into .venv, once (a few minutes, mostly for torch)'
 	@$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -e '.[dev,lessons]' -c constraints.txt $(PIP_ARGS)
+	$(PY) -m pip install --disable-pip-version-check -e '.[dev,lessons,class]' -c constraints.txt $(PIP_ARGS)
 	@touch $@
 
 # --- the three stages ---
@@ -152,6 +154,12 @@ lesson: | $(OUT)/ppo/stage.json $(INSTALLED)
 
 check-lesson: | $(INSTALLED)
 	$(PY) -m rlhf_mini.classroom compare $(N) --run $(RUN) $(ARGS)
+
+class: | $(OUT)/ppo/stage.json $(INSTALLED)
+	@$(PY) -m rlhf_mini.workshop --run $(RUN) $(if $(HOST),--host $(HOST)) --language $(LANGUAGE) $(ARGS)
+
+class-train: | $(OUT)/ppo/stage.json $(INSTALLED)
+	@$(PY) -m rlhf_mini.workshop.work train --run $(RUN) $(ARGS)
 
 rank: | $(OUT)/sft/stage.json $(INSTALLED)
 	@$(PY) -m rlhf_mini.classroom.rank --run $(RUN) $(seed) $(ARGS)

@@ -156,8 +156,11 @@ def _end_the_last_line(file: BinaryIO) -> None:
 Group = tuple[Prompt, list[Response]]
 
 
-def drawn(settings: RankOptions) -> Iterator[Group]:
-    """Prompts in an order drawn by the seed, each with K different responses. A prompt with too few is left out."""
+def drawn(settings: RankOptions, policy: Path | None = None) -> Iterator[Group]:
+    """Prompts in an order drawn by the seed, each with K different responses. A prompt with too few is left out.
+
+    With a `policy`, the folder of a PPO checkpoint, half of the samples are its, and the other half SFT's.
+    """
     from transformers import AutoModelForCausalLM  # here, so that --help does not wait for torch
 
     from rlhf_mini.evaluation.answers import mixed
@@ -166,14 +169,20 @@ def drawn(settings: RankOptions) -> Iterator[Group]:
     from stages.rm.sources import distinct, most_different
 
     sft = load_checkpoint(settings.run_dir / "sft", "sft").path
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(sft).eval(), load_tokenizer(sft)
+    tokenizer = load_tokenizer(sft)
+    sources = [sft] if policy is None else [sft, load_checkpoint(policy, "ppo").path]
+    models = [AutoModelForCausalLM.from_pretrained(source).eval() for source in sources]
     examples = read_prompts(settings.source)
     for number, example in enumerate(mixed(examples, lambda each: each.get("use_case"), len(examples), settings.seed)):
-        prompts = encode_prompts(tokenizer, [example["prompt"]]) * (2 * settings.responses)
-        samples = respond(
-            model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
-            seed=settings.seed + number,
-        )  # fmt: skip
+        prompts = encode_prompts(tokenizer, [example["prompt"]]) * (2 * settings.responses // len(models))
+        samples = [
+            one
+            for model in models
+            for one in respond(
+                model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
+                seed=settings.seed + number,
+            )
+        ]  # fmt: skip
         finished = [one for one in samples if one.ended and one.text.strip()]
         group = most_different(distinct(finished), settings.responses)
         if len(group) == settings.responses:

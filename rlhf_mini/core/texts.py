@@ -13,6 +13,7 @@ text and the digest of its English source, as rlhf_mini.core.translation explain
 A new text has "?" for a digest until somebody has reviewed it.
 """
 
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.files import replacing
+from rlhf_mini.core.files import plain, replacing
 from rlhf_mini.core.translation import Piece, digest, problems
 
 Language = Literal["en", "ko"]
@@ -83,6 +84,14 @@ def read_translated(path: Path) -> dict[str, Piece]:
     """The texts of a file in another language."""
     texts = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return {key: Piece(text=entry["text"], english=entry["english"]) for key, entry in texts.items()}
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that is safe inside a <script> element: plain ASCII without <, > and &."""
+    text = json.dumps(plain(value), separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 # --- reviewing -------------------------------------------------------------------------------------------------------

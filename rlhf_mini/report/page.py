@@ -29,7 +29,7 @@ from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import damaged, plain, read_jsonl, replacing
 from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
-from rlhf_mini.core.texts import Language, Texts, load_texts
+from rlhf_mini.core.texts import Language, Texts, load_texts, script_json
 from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
@@ -207,14 +207,6 @@ def script() -> str:
     """The page's own script: its parts in one scope, which nothing outside can reach."""
     parts = [(FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
-
-
-def script_json(value: Any) -> Markup:
-    """JSON that is safe inside a <script> element: plain ASCII without <, > and &."""
-    text = json.dumps(plain(value), separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def csp_hash(script: str) -> str:

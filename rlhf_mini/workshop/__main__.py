@@ -1,0 +1,125 @@
+"""The class ranks responses on its phones; one button trains a reward model and a policy on that.
+
+    make class                                    # on this computer alone: http://127.0.0.1:8000/...
+    HOST=0.0.0.0 make class                       # for phones in the same network
+    python -m rlhf_mini.workshop export class.jsonl --hashed
+    python -m rlhf_mini.workshop import class.jsonl
+
+Everything is in runs/<run>/class.sqlite; the same command goes on where the last one stopped. docs/class.md is a page
+for the teacher.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from rlhf_mini.core.checkpoints import load_checkpoint
+from rlhf_mini.core.console import UserError, console, run
+from rlhf_mini.core.examples import read_rankings
+from rlhf_mini.core.files import replacing
+from rlhf_mini.core.options import check_run_name
+from rlhf_mini.workshop.store import Store
+
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without those that look alike
+LOCAL = "127.0.0.1"
+
+
+def main() -> None:
+    options = arguments()
+    path = options.runs_dir / options.run / "class.sqlite"
+    load_checkpoint(options.runs_dir / options.run / "ppo", "ppo")  # a sentence about what to run, if there is none
+    store = Store(path)
+    number = int(store.setting("round", "1"))
+    if options.command == "export":
+        rankings = list(store.rankings(number, options.hashed))
+        with replacing(options.file) as file:
+            file.writelines(json.dumps(ranking, ensure_ascii=False) + "\n" for ranking in rankings)
+        console.print(f"{options.file}: {len(rankings)} rankings of round {number} written", soft_wrap=True)
+    elif options.command == "import":
+        added = store.take_in(number, read_rankings(options.file))
+        console.print(f"{path}: {added} rankings of {options.file} are now in round {number}", soft_wrap=True)
+    else:
+        serve(store, options, number)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_mini.workshop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in (("export", "write the round's rankings to a file"), ("import", "add rankings of a file")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("file", type=Path, help="JSONL of rankings")
+        if name == "export":
+            command.add_argument("--hashed", action="store_true", help="digests in the place of nicknames")
+    add = parser.add_argument
+    add(
+        "--run",
+        type=check_run_name,
+        default="default",
+        help="finished run whose SFT model is ranked (default: default)",
+    )
+    add("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    add(
+        "--host",
+        default=os.environ.get("HOST") or LOCAL,
+        help=f"address to listen on; 0.0.0.0 for all (default: {LOCAL})",
+    )
+    add("--port", type=int, default=8000, help="port (default: 8000)")
+    add("--prompts", type=int, default=60, help="prompts of a round (default: 60)")
+    add("--common", type=int, default=5, help="of these, how many everybody gets (default: 5)")
+    add("--responses", type=int, choices=range(2, 7), default=4, metavar="K", help="responses to each (default: 4)")
+    add("--name", type=check_run_name, default="ours", help="the class's runs are NAME-1, NAME-2 (default: ours)")
+    add("--language", choices=("en", "ko"), default="en", help="of the projector; phones choose theirs (default: en)")
+    options = parser.parse_args()
+    if not 1 <= options.port <= 65535:
+        parser.error("--port must be between 1 and 65535")
+    if not 1 <= options.common <= options.prompts:
+        parser.error("--common must be between 1 and --prompts")
+    return options
+
+
+def serve(store: Store, options: argparse.Namespace, number: int) -> None:
+    """Samples what is ranked, if that has not been done, and serves until Ctrl-C."""
+    import uvicorn
+
+    from rlhf_mini.workshop.app import make_app
+
+    if not store.items(number):
+        from rlhf_mini.workshop.sampling import new_round
+
+        new_round(store, options, number)
+    code = store.setting("code") or store.set("code", "".join(secrets.choice(LETTERS) for _ in range(6)))
+    secret = store.setting("secret") or store.set("secret", secrets.token_urlsafe(18))
+    address = f"http://{own_address() if options.host == '0.0.0.0' else options.host}:{options.port}"
+    app = make_app(store, options, code, secret, address)
+    try:
+        with socket.create_server((options.host, options.port)):
+            pass  # uvicorn would print a traceback
+    except OSError as fault:
+        raise UserError(
+            f"cannot listen on {options.host}:{options.port} ({fault.strerror}): choose another --port"
+        ) from None
+    console.print(f"students:  {address}/{code}/", soft_wrap=True)
+    console.print(f"projector: {address}/teacher/{secret}/   (keep this address to yourself)", soft_wrap=True)
+    if options.host == LOCAL:
+        console.print("Only this computer can open them. For phones in the same network: make class HOST=0.0.0.0")
+    console.print("Ctrl-C stops; `make class` goes on where it stopped.")
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", access_log=False, server_header=False)
+
+
+def own_address() -> str:
+    """This computer's address in its network; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation
+            return str(probe.getsockname()[0])
+        except OSError:
+            return LOCAL
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,74 @@
+// The projector: asks for the state and shows it. Texts of students and models are set as text.
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const texts = JSON.parse(byId("texts").textContent);
+  const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  const POLL = 2000; // milliseconds
+  const percent = (x) => `${(100 * x).toFixed(0)} %`;
+
+  function make(tag, properties, ...children) {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  }
+  // One line of a scale from 0 to 100 %: name, interval, number.
+  function line(name, share, more = "") {
+    if (!share) return [make("span", {}, name), make("span", { className: "track" }), make("span", { className: "soft" }, say("none"))];
+    const range = make("span", { className: "range" }), mean = make("span", { className: "mean" });
+    range.style.left = `${100 * Math.max(0, share.low)}%`;
+    range.style.right = `${100 * (1 - Math.min(1, share.high))}%`;
+    mean.style.left = `${100 * share.share}%`;
+    return [make("span", {}, name), make("span", { className: "track" }, range, mean),
+      make("span", {}, `${percent(share.share)} (${percent(share.low)} – ${percent(share.high)})${more}`)];
+  }
+
+  function show(state) {
+    for (const name of ["labelers", "rankings"]) byId(name).textContent = state[name];
+    byId("prompts").textContent = `${state.prompts}/${state.of_prompts}`;
+    byId("phase").textContent = say("phase", { round: state.round, joined: state.joined, phase: say(state.phase) });
+    const { share, half_width } = state.instructgpt;
+    byId("agreement").replaceChildren(
+      ...line(say("among"), state.agreement), ...line(say("simulated"), state.with_simulated),
+      ...line("InstructGPT", { share, low: share - half_width, high: share + half_width }));
+    const { training, votes } = state;
+    byId("training").hidden = !training;
+    if (training) byId("line").textContent = `${say(training.status, { run: training.run })} ${training.status === "done" ? "" : training.line}`;
+    byId("winner").hidden = !(votes || state.phase === "vote");
+    byId("verdict").replaceChildren(...line(say("ours"), votes, votes ? `, ${say("votes", { number: votes.votes })}` : ""));
+    const others = training?.others;
+    byId("others").hidden = !others;
+    if (others) {
+      byId("of-others").replaceChildren(...line(say("everybody"), others.all),
+        ...Object.entries(others.each).filter(([, one]) => one).sort((a, b) => b[1].share - a[1].share).slice(0, 12)
+          .flatMap(([name, one]) => line(name, one)));
+    }
+    byId("split").replaceChildren(...(state.split.length ? state.split.map(({ prompt, responses }) => make("div", {},
+      make("p", { lang: "en" }, ...prompt.map(({ role, content }) => make("span", {}, make("b", {}, `${role}: `), content, " "))),
+      make("div", { className: "pair", lang: "en" }, ...responses.flatMap(([text, number]) => [
+        make("span", { className: "number" }, String(number)), make("span", {}, text)])))) : [make("p", { className: "soft" }, say("none"))]));
+  }
+
+  async function look() {
+    try {
+      const response = await fetch("state");
+      const state = await response.json();
+      if (response.ok) { show(state); byId("fault").textContent = ""; } else byId("fault").textContent = state.error;
+    } catch {
+      byId("fault").textContent = say("offline");
+    }
+  }
+  for (const button of document.querySelectorAll("[data-what]")) {
+    button.addEventListener("click", async () => {
+      if (button.dataset.what === "train" && !confirm(say("sure"))) return;
+      const response = await fetch("do", {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...button.dataset }),
+      });
+      const { error } = await response.json();
+      await look();
+      if (error) byId("fault").textContent = error;
+    });
+  }
+  look();
+  setInterval(look, POLL);
+})();
