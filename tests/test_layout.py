@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "rlhf_mini.doctor": TOOL,
     "rlhf_mini.museum": (*TOOL, "rlhf_mini.doctor"),
     "rlhf_mini.classroom": (*TOOL, "rlhf_mini.doctor", "rlhf_mini.museum"),
+    "rlhf_mini.workshop": (*TOOL, "rlhf_mini.classroom"),
     "benchmarks": TOOL,
 }
 
