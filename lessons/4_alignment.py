@@ -359,7 +359,8 @@ guess = ""
 
 # %% id="judges"
 lesson.predict(guess)
-to_train_on = honesty.questions([*read_prompts("data/prompts/ppo.jsonl"), *read_prompts("data/prompts/rm.jsonl")])
+everything = [*read_prompts("data/prompts/ppo.jsonl"), *read_prompts("data/prompts/rm.jsonl")]
+to_train_on = honesty.balanced(everything, lesson.seed)  # as many questions with an answer as without
 lesson.folder.mkdir(parents=True, exist_ok=True)
 write_jsonl(lesson.folder / "questions.jsonl", to_train_on)
 trained = {

@@ -9,6 +9,7 @@ Both pay 1 for an answer that they find right, ADMISSION for an admission where 
 and 0 for anything else. What they know is all in which they differ.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,13 @@ KINDS = ("fact", "unknown", "closed_qa")
 def questions(examples: Sequence[Prompt]) -> list[Prompt]:
     """The prompts that ask for one thing: a fact, something about a name that does not exist, a colour in a text."""
     return [example for example in examples if example["kind"] in KINDS]
+
+
+def balanced(examples: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """The `questions`, as many with an answer as without: where nearly all have one, admitting hardly ever pays."""
+    without = [example for example in questions(examples) if "unsure" in example["check"]]
+    others = [example for example in questions(examples) if "unsure" not in example["check"]]
+    return [*without, *random.Random(seed).sample(others, min(len(without), len(others)))]
 
 
 # --- probes ----------------------------------------------------------------------------------------------------------

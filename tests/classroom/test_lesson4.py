@@ -178,3 +178,11 @@ def test_shares_of_what_a_model_answers() -> None:
     silent: Question = Question({"prompt": questions[0].example["prompt"], "check": {}}, "Ana", ["red"])
     found = honesty.ask(Says("It is red."), {"silent": [silent]}, samples=1).shares  # type: ignore[arg-type]
     assert found["invents_silent_text"].mean == 1 and found["admits_silent_text"].mean == 0
+
+
+def test_training_asks_as_many_questions_with_an_answer_as_without() -> None:
+    examples = [*read_prompts("data/prompts/ppo.jsonl"), *read_prompts("data/prompts/rm.jsonl")]
+    chosen = honesty.balanced(examples, seed=0)
+    without = ["unsure" in example["check"] for example in chosen]
+    assert sum(without) * 2 == len(chosen) > 100 and chosen == honesty.balanced(examples, seed=0)
+    assert all(example["kind"] in honesty.KINDS for example in chosen)
