@@ -7,8 +7,9 @@ SEED     ?=
 BUG      ?=
 ARGS     ?=
 N        ?=
-LANGUAGE ?= en
-HOST     ?=
+# Not from the environment, where some systems have variables of these names.
+LANGUAGE := en
+HOST     :=
 
 OUT         := runs/$(RUN)
 STAGES      := sft rm ppo

@@ -141,7 +141,7 @@ for (const button of document.querySelectorAll("[data-order]")) {
 document.addEventListener("keydown", (event) => {
   const at = document.activeElement, by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const here = at === document.body || (byId("explorer").contains(at) && !at.matches("input, select"));
-  if (!by || !here || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (!by || !here || byId("explorer").hidden || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   step(by);
 });

@@ -32,6 +32,22 @@ class Tokenizer {
   // Tokens of a chat up to where the response begins. Only the template's own special tokens are tokens.
   encodeChat(messages) {
     const { user, assistant, start } = this.template; // each turn: [text before it, text after it]
+    return this.encodePieces(messages.map(({ role, content }) => [...(role === "assistant" ? assistant : user), content]), start);
+  }
+
+  // What the base reads: it has never seen a chat (BARE_TEMPLATE in rlhf_mini/evaluation/responses.py).
+  encodeBare(messages) {
+    return this.encode(messages.map(({ content }) => `${content}\n`).join(""));
+  }
+
+  // Tokens of a response that comes as text, as others than its model read it.
+  encodeResponse(text, ended) {
+    const { assistant: [before, after], start } = this.template;
+    return this.encodePieces([[before.slice(start.length), ended ? after : "", text]], "");
+  }
+
+  // Turns of [template before, template after, content], and what the template writes at the end.
+  encodePieces(turns, end) {
     const names = Object.keys(this.special).map((name) => name.replace(/[|\\{}()[\]^$+*?.]/g, "\\$&"));
     const split = new RegExp(`(${names.join("|")})`);
     const pieces = []; // special ids, and texts to encode as one
@@ -41,13 +57,12 @@ class Tokenizer {
     const writeTemplate = (text) => {
       for (const part of text.split(split)) if (part in this.special) pieces.push(this.special[part]); else write(part);
     };
-    for (const { role, content } of messages) {
-      const [before, after] = role === "assistant" ? assistant : user;
+    for (const [before, after, content] of turns) {
       writeTemplate(before);
       write(content);
       writeTemplate(after);
     }
-    writeTemplate(start);
+    writeTemplate(end);
     return pieces.flatMap((piece) => (typeof piece === "string" ? this.encode(piece) : piece));
   }
 
@@ -246,8 +261,8 @@ async function unpack({ config, tensors, step, planes, data }, start) {
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   const size = bytes.length / planes, unpacked = {};
   let at = 0;
-  for (const [name, length] of tensors) {
-    const of = unpacked[name] = new Float32Array(length), from = start?.tensors[name];
+  for (const [name, length, differs] of tensors) { // differs: stored as the difference from `start`
+    const of = unpacked[name] = new Float32Array(length), from = differs ? start.tensors[name] : null;
     for (let i = 0; i < length; i++, at++) {
       let zigzag = 0;
       for (let plane = planes - 1; plane >= 0; plane--) zigzag = zigzag * 256 + bytes[plane * size + at];
@@ -341,7 +356,7 @@ function look({ sft, ppo, rm, value }, tokenizer, prompt, response, options) {
 // In:  load {tokenizer, options}, model {name, packed}, ask {id, chats, temperature, seed, samples}, stop,
 //      look {messages, ids, ...}
 // Out: token {id, stage, sample, text}, answer {id, stage, sample, text, ids, ended, score}, too_long {id, tokens, room},
-//      done {id, tokens, seconds}, and look with all that came with the question
+//      done {id, tokens, seconds}, failed {id, message}, and look with all that came with the question
 function serve(post) {
   const models = {}; // promises: a question waits only for the models that it needs
   let tokenizer, options, latest = 0;
@@ -357,7 +372,8 @@ function serve(post) {
     const started = performance.now();
     const work = []; // one generator a stage and sample; each in turn says a token
     const starting = Object.entries(chats).map(async ([stage, messages]) => {
-      const model = await models[stage], prompt = tokenizer.encodeChat(messages);
+      const model = await models[stage];
+      const prompt = stage === "base" ? tokenizer.encodeBare(messages) : tokenizer.encodeChat(messages);
       const room = model.config.n_positions - options.limit;
       if (latest !== id) return;
       if (prompt.length > room) {
@@ -368,12 +384,13 @@ function serve(post) {
       const read = begin(model, prompt);
       for (let number = 0; number < samples; number++) {
         const settings = { temperature, seed: seed + number, limit: options.limit, eos: tokenizer.eos };
-        work.push({ stage, number, prompt, ids: [], steps: sample(model, read, settings) });
+        work.push({ stage, number, messages, ids: [], steps: sample(model, read, settings) });
       }
     });
-    let left = starting.length;
-    for (const one of starting) one.then(() => { left--; });
+    let left = starting.length, fault = null;
+    for (const one of starting) one.then(() => { left--; }, (found) => { fault = found; });
     while ((left || work.length) && latest === id) {
+      if (fault) throw fault;
       for (const one of [...work]) {
         const { value, done } = one.steps.next();
         if (!done) {
@@ -384,9 +401,13 @@ function serve(post) {
           work.splice(work.indexOf(one), 1);
           const [rm, sft] = [await models.rm, await models.sft];
           if (latest !== id) return;
+          const text = response(one.ids), ended = one.ids[one.ids.length - 1] === tokenizer.eos;
+          const read = one.stage === "base" ? tokenizer.encodeResponse(text, ended) : one.ids;
+          const prompt = tokenizer.encodeChat(one.messages);
+          const fits = read.length && prompt.length + read.length <= rm.config.n_positions;
           post({
-            type: "answer", id, stage: one.stage, sample: one.number, text: response(one.ids), ids: one.ids,
-            ended: one.ids[one.ids.length - 1] === tokenizer.eos, score: score({ rm, sft }, one.prompt, one.ids),
+            type: "answer", id, stage: one.stage, sample: one.number, text, ids: one.ids, ended,
+            score: fits ? score({ rm, sft }, prompt, read) : null,
           });
         }
       }
@@ -403,6 +424,7 @@ function serve(post) {
     post({ ...asked, look: look({ sft, ppo, rm, value }, tokenizer, tokenizer.encodeChat(messages), ids, options) });
   }
 
+  const failed = (fault) => post({ type: "failed", id: latest, message: String(fault) });
   return (message) => {
     if (message.type === "load") {
       tokenizer = new Tokenizer(message.tokenizer);
@@ -410,9 +432,10 @@ function serve(post) {
     } else if (message.type === "model") {
       const { name, packed } = message;
       models[name] = Promise.resolve(models[packed.start]).then((start) => unpack(packed, start));
-    } else if (message.type === "ask") ask(message);
+      models[name].catch(() => {}); // who waits for it is told
+    } else if (message.type === "ask") ask(message).catch(failed);
     else if (message.type === "stop") latest = 0;
-    else if (message.type === "look") examine(message);
+    else if (message.type === "look") examine(message).catch(failed);
   };
 }
 

@@ -43,8 +43,9 @@ if (byId("live")) {
     const messages = [{ role: "user", content }];
     ask(Object.fromEntries(Object.keys(stages).map((stage) => [stage, messages])), say("working"));
   }
+  const tooLongText = () => say("too_long", { room, words: Math.floor(0.7 * room) });
   function tooLong() {
-    stop(say("too_long", { room, words: Math.floor(0.7 * room) }));
+    stop(tooLongText());
     form.elements.prompt.focus();
   }
   function stop(status) {
@@ -96,6 +97,7 @@ if (byId("live")) {
       samples[stage][data.sample] = data;
       showStage(stage);
     } else if (type === "too_long") tooLong();
+    else if (type === "failed") stop(say("failed", { message: data.message }));
     else if (type === "done") {
       byId("stop").disabled = true;
       byId("status").textContent = say("answered", { tokens: data.tokens, speed: Math.round(data.tokens / data.seconds) });
@@ -103,10 +105,11 @@ if (byId("live")) {
     } else if (type === "look") {
       looks[stage] = data.look;
       const answers = Object.fromEntries(["sft", "ppo"].map((one) => [one, picked(one)]));
-      if (looks[data.then]) { examine({ answers, looks }); moveToTokens(data.then); }
+      if (stage === data.then) { examine({ answers, looks }); moveToTokens(stage); } else if (looks[data.then]) showTokens();
     }
   };
 
+  worker.onerror = ({ message }) => stop(say("failed", { message }));
   form.addEventListener("submit", (event) => { event.preventDefault(); askNew(); });
   form.elements.prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); askNew(); }
@@ -121,9 +124,10 @@ if (byId("live")) {
     event.preventDefault();
     const content = reply.elements.reply.value.trim();
     if (!content) return;
-    reply.elements.reply.value = "";
+    if (content.length > room * CHARACTERS_A_TOKEN) { byId("status").textContent = tooLongText(); return; }
     ask(Object.fromEntries(Object.keys(stages).map((stage) => [stage, [
       ...chats[stage], { role: "assistant", content: picked(stage).text }, { role: "user", content }]])), say("working"));
+    reply.elements.reply.value = "";
   });
 
   // A prompt of each use case to begin with: the shortest.

@@ -93,9 +93,11 @@ def pack(weights: "Weights", start: "Weights") -> tuple[dict[str, Any], "Weights
     """The packed weights, and what they are when they are unpacked again."""
     import torch
 
-    integers, unpacked = [], {}
+    integers, unpacked, tensors = [], {}, []
     for name, weight in weights.items():
-        before = start[name] if name in start and start[name].shape == weight.shape else torch.zeros_like(weight)
+        differs = name in start and start[name].shape == weight.shape
+        tensors.append([name, weight.numel(), differs])
+        before = start[name] if differs else torch.zeros_like(weight)
         rounded = ((weight - before) / STEP).round()
         integers.append(rounded.flatten().numpy().astype(np.int64))
         unpacked[name] = before + rounded * STEP
@@ -106,7 +108,7 @@ def pack(weights: "Weights", start: "Weights") -> tuple[dict[str, Any], "Weights
     return {
         "step": STEP,
         "planes": planes,
-        "tensors": [[name, weight.numel()] for name, weight in weights.items()],
+        "tensors": tensors,
         "data": base64.b64encode(zlib.compress(data, 9)).decode("ascii"),
     }, unpacked
 

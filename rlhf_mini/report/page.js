@@ -58,7 +58,7 @@ for (const [at, tab] of tabs.entries()) {
 }
 // Opens what is folded around the element that the page's address names.
 function unfold() {
-  const named = byId(decodeURIComponent(location.hash.slice(1)));
+  const named = byId(location.hash.slice(1)); // ids of sections have no character that an address would encode
   for (let at = named; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   if (named) named.scrollIntoView();
 }

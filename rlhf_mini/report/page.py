@@ -276,7 +276,11 @@ def findings(
         "cost": texts("finding.cost", seconds=f"{spent[-1].seconds:,.0f}", memory=f"{spent[-1].memory:,.0f}"),
         "provenance": texts("finding.provenance", seed=ppo.info["seed"]),
     }  # fmt: skip
-    cheaper = {name: one for name, one in evaluation.baselines.items() if known(one.estimates["gold"], one.ppo_minus)}
+    cheaper = {
+        name: one
+        for name, one in evaluation.baselines.items()
+        if not name.startswith("ppo") and known(one.estimates["gold"], one.ppo_minus)
+    }
     if cheaper:
         name = max(cheaper, key=lambda name: cheaper[name].estimates["gold"].mean)
         found["baselines"] = texts(

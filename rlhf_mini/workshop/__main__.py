@@ -1,17 +1,16 @@
 """The class ranks responses on its phones; one button trains a reward model and a policy on that.
 
     make class                                    # on this computer alone: http://127.0.0.1:8000/...
-    HOST=0.0.0.0 make class                       # for phones in the same network
+    make class HOST=0.0.0.0                       # for phones in the same network
     python -m rlhf_mini.workshop export class.jsonl --hashed
     python -m rlhf_mini.workshop import class.jsonl
 
-Everything is in runs/<run>/class.sqlite; the same command goes on where the last one stopped. docs/class.md is a page
-for the teacher.
+Everything is in runs/<run>/<name>.sqlite; the same command goes on where the last one stopped, and another --name
+begins another class. docs/class.md is a page for the teacher.
 """
 
 import argparse
 import json
-import os
 import secrets
 import socket
 from pathlib import Path
@@ -24,15 +23,18 @@ from rlhf_mini.core.options import check_run_name
 from rlhf_mini.workshop.store import Store
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without those that look alike
-LOCAL = "127.0.0.1"
+LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
 def main() -> None:
     options = arguments()
-    path = options.runs_dir / options.run / "class.sqlite"
-    load_checkpoint(options.runs_dir / options.run / "ppo", "ppo")  # a sentence about what to run, if there is none
+    path = options.runs_dir / options.run / f"{options.name}.sqlite"
+    if options.command is None:
+        load_checkpoint(options.runs_dir / options.run / "ppo", "ppo")  # a sentence about what to run, if there is none
+    elif not path.is_file():
+        raise UserError(f"there is no {path}: `make class` begins one")
     store = Store(path)
-    number = int(store.setting("round", "1"))
+    number = getattr(options, "round", 0) or int(store.setting("round", "1"))
     if options.command == "export":
         rankings = list(store.rankings(number, options.hashed))
         with replacing(options.file) as file:
@@ -53,6 +55,7 @@ def arguments() -> argparse.Namespace:
     for name, text in (("export", "write the round's rankings to a file"), ("import", "add rankings of a file")):
         command = commands.add_parser(name, help=text)
         command.add_argument("file", type=Path, help="JSONL of rankings")
+        command.add_argument("--round", type=int, default=0, help="number of the round (default: the present one)")
         if name == "export":
             command.add_argument("--hashed", action="store_true", help="digests in the place of nicknames")
     add = parser.add_argument
@@ -65,14 +68,19 @@ def arguments() -> argparse.Namespace:
     add("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     add(
         "--host",
-        default=os.environ.get("HOST") or LOCAL,
+        default=LOCAL,
         help=f"address to listen on; 0.0.0.0 for all (default: {LOCAL})",
     )
     add("--port", type=int, default=8000, help="port (default: 8000)")
     add("--prompts", type=int, default=60, help="prompts of a round (default: 60)")
     add("--common", type=int, default=5, help="of these, how many everybody gets (default: 5)")
     add("--responses", type=int, choices=range(2, 7), default=4, metavar="K", help="responses to each (default: 4)")
-    add("--name", type=check_run_name, default="ours", help="the class's runs are NAME-1, NAME-2 (default: ours)")
+    add(
+        "--name",
+        type=check_run_name,
+        default="ours",
+        help="of the class; its runs are RUN-NAME-1, RUN-NAME-2 (default: ours)",
+    )
     add("--language", choices=("en", "ko"), default="en", help="of the projector; phones choose theirs (default: en)")
     options = parser.parse_args()
     if not 1 <= options.port <= 65535:
@@ -92,9 +100,11 @@ def serve(store: Store, options: argparse.Namespace, number: int) -> None:
         from rlhf_mini.workshop.sampling import new_round
 
         new_round(store, options, number)
+    if not store.items(number)[0].common:
+        console.print("None of the prompts is everybody's (they were imported), so agreement may stay unknown.")
     code = store.setting("code") or store.set("code", "".join(secrets.choice(LETTERS) for _ in range(6)))
     secret = store.setting("secret") or store.set("secret", secrets.token_urlsafe(18))
-    address = f"http://{own_address() if options.host == '0.0.0.0' else options.host}:{options.port}"
+    address = f"http://{own_address() if options.host == EVERYWHERE else options.host}:{options.port}"
     app = make_app(store, options, code, secret, address)
     try:
         with socket.create_server((options.host, options.port)):
@@ -104,7 +114,7 @@ def serve(store: Store, options: argparse.Namespace, number: int) -> None:
             f"cannot listen on {options.host}:{options.port} ({fault.strerror}): choose another --port"
         ) from None
     console.print(f"students:  {address}/{code}/", soft_wrap=True)
-    console.print(f"projector: {address}/teacher/{secret}/   (keep this address to yourself)", soft_wrap=True)
+    console.print(f"teacher:   {address}/teacher/{secret}   (keep this address to yourself)", soft_wrap=True)
     if options.host == LOCAL:
         console.print("Only this computer can open them. For phones in the same network: make class HOST=0.0.0.0")
     console.print("Ctrl-C stops; `make class` goes on where it stopped.")
@@ -112,13 +122,16 @@ def serve(store: Store, options: argparse.Namespace, number: int) -> None:
 
 
 def own_address() -> str:
-    """This computer's address in its network; no packet is sent."""
+    """This computer's address in its network; no packet is sent. UserError if there is no way out to ask about."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # an address for documentation
             return str(probe.getsockname()[0])
         except OSError:
-            return LOCAL
+            raise UserError(
+                "this computer's address in its network cannot be told: look it up in the network settings, and "
+                "give it, as in `make class HOST=192.168.1.20`"
+            ) from None
 
 
 if __name__ == "__main__":

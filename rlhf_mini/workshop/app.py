@@ -6,10 +6,9 @@ set as text by the scripts. Nothing is loaded from elsewhere.
 """
 
 import argparse
+import errno
 import json
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from secrets import compare_digest
@@ -22,19 +21,20 @@ from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from rlhf_mini.core.texts import LANGUAGES, Language, Texts, load_texts, script_json
 from rlhf_mini.workshop import figures
+from rlhf_mini.workshop.beside import Work
 from rlhf_mini.workshop.store import SKIPPED, Refused, Store, Student, shuffle_of
 
 FOLDER = Path(__file__).parent
-COOKIE = "labeler"
+COOKIE, TEACHER = "labeler", "teacher"
+DAY = 86_400  # seconds for which a phone is known
 MAX_BODY = 4_000  # bytes
 GOAL = 10  # prompts after which a student may stop; there are more for those who like to go on
-PHASES = ("rank", "vote")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -57,16 +57,17 @@ class Pages:
         self.texts = {language: load_texts(FOLDER / "texts", language) for language in LANGUAGES}
         self.environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True,
                                        lstrip_blocks=True)  # fmt: skip
-        self.training: subprocess.Popen[bytes] | None = None
+        self.work = Work(store, options)
 
     def routes(self) -> list[Route | Mount]:
-        student, teacher = f"/{self.code}", "/teacher/{secret}"
+        student, teacher = f"/{self.code}", "/teacher"
         return [
             Route(f"{student}/", self.answering(self.student_page)),
             Route(f"{student}/join", self.answering(self.join), methods=["POST"]),
             Route(f"{student}/next", self.answering(self.next)),
             Route(f"{student}/label", self.answering(self.label), methods=["POST"]),
             Route(f"{student}/vote", self.answering(self.vote), methods=["POST"]),
+            Route(f"{teacher}/{self.secret}", self.answering(self.enter)),
             Route(f"{teacher}/", self.answering(self.teacher_page, teacher=True)),
             Route(f"{teacher}/state", self.answering(self.state, teacher=True)),
             Route(f"{teacher}/do", self.answering(self.do, teacher=True), methods=["POST"]),
@@ -100,6 +101,9 @@ class Pages:
             except sqlite3.OperationalError as fault:
                 key = "error.disk" if "full" in str(fault) else "error.busy"
                 response = JSONResponse({"error": self.say(request, key)}, 503, {"Retry-After": "2"})
+            except OSError as fault:
+                key = "error.disk" if fault.errno == errno.ENOSPC else "error.fault"
+                response = JSONResponse({"error": self.say(request, key)}, 500)
             response.headers.update(HEADERS)
             return response
 
@@ -115,7 +119,7 @@ class Pages:
         return request.method != "POST" or origin is None or urlsplit(origin).netloc == host
 
     def is_teacher(self, request: Request) -> bool:
-        return compare_digest(request.path_params["secret"].encode(), self.secret.encode())
+        return compare_digest(request.cookies.get(TEACHER, "").encode(), self.secret.encode())
 
     # --- languages ---------------------------------------------------------------------------------------------------
 
@@ -144,20 +148,26 @@ class Pages:
     def round(self) -> int:
         return int(self.store.setting("round", "1"))
 
+    @property
+    def phase(self) -> str:
+        return self.store.setting("phase", "rank")
+
     def student_page(self, request: Request, body: dict[str, Any]) -> Response:
         texts = self.texts[self.language(request)]
         other: Language = "ko" if texts.language == "en" else "en"
         student = self.who(request)
         response = self.page("student.html.jinja", texts, student=student, other=other)
-        response.set_cookie("lang", texts.language, path=f"/{self.code}", samesite="strict", max_age=86_400)
+        response.set_cookie("lang", texts.language, path=f"/{self.code}", samesite="strict", max_age=DAY)
         return response
 
     def join(self, request: Request, body: dict[str, Any]) -> Response:
-        if self.who(request):  # a second tap, or a second tab
+        """The phone has made up the token, so that a join whose answer was lost can be sent again."""
+        if self.who(request):  # a second tab
             return JSONResponse({"ok": True})
-        token = self.store.join(str(body.get("nickname", "")))
+        token = str(body.get("token", ""))
+        self.store.join(str(body.get("nickname", "")), token)
         response = JSONResponse({"ok": True})
-        response.set_cookie(COOKIE, token, path=f"/{self.code}", httponly=True, samesite="strict", max_age=86_400)
+        response.set_cookie(COOKIE, token, path=f"/{self.code}", httponly=True, samesite="strict", max_age=DAY)
         return response
 
     def next(self, request: Request, body: dict[str, Any]) -> Response:
@@ -166,7 +176,7 @@ class Pages:
         if not student:
             return JSONResponse({"join": True})
         number = self.round
-        if self.store.setting("phase", "rank") == "vote":
+        if self.phase == "vote":
             duel = self.store.next_duel(student.id, number)
             if duel is None:
                 return JSONResponse({"wait": self.say(request, "student.voted")})
@@ -202,81 +212,65 @@ class Pages:
         if not student:
             return JSONResponse({"error": self.say(request, "error.join")}, 401)
         duel, choice = body.get("duel"), body.get("choice")
-        if not is_id(duel) or choice not in (0, 1, None):
+        if not is_id(duel) or choice not in ("first", "second", "neither") or self.phase != "vote":
             raise Refused("ranks")
-        ours = 0.5 if choice is None else 1.0 - shuffle_of(student.id, duel, 2)[choice]
-        self.store.vote(student.id, duel, ours)
+        first, second = (1.0 - index for index in shuffle_of(student.id, duel, 2))  # 1 for ours, which is number 0
+        ours = {"first": first, "second": second, "neither": 0.5}[choice]
+        self.store.vote(student.id, self.round, duel, ours)
         return JSONResponse({"ok": True})
 
     # --- the teacher -------------------------------------------------------------------------------------------------
 
+    def enter(self, request: Request, body: dict[str, Any]) -> Response:
+        """The secret becomes a cookie, so that it does not stand in the address on the projector."""
+        response = RedirectResponse("/teacher/", 303)
+        response.set_cookie(TEACHER, self.secret, path="/teacher", httponly=True, samesite="strict", max_age=DAY)
+        return response
+
     def teacher_page(self, request: Request, body: dict[str, Any]) -> Response:
         url = f"{self.address}/{self.code}/"
-        language: Language = request.query_params.get("lang") or self.options.language  # type: ignore[assignment]
-        texts = self.texts[language if language in LANGUAGES else "en"]
         qr = segno.make(url, error="m").svg_inline(scale=6, border=2, svgclass="qr", lineclass="dark", omitsize=True)
+        texts = self.texts[self.options.language]
         return self.page("teacher.html.jinja", texts, url=url, qr=Markup(qr), run=self.options.run)
 
     def state(self, request: Request, body: dict[str, Any]) -> Response:
-        """All that the projector shows."""
-        number = self.round
+        """All that the projector shows; of an earlier round with ?round=1."""
+        number = self.round_of(request)
         found = figures.live(self.store, number)
         found |= {
             "round": number,
             "joined": len(self.store.nicknames()),
-            "phase": self.store.setting("phase", "rank"),
-            "training": self.progress(number),
+            "phase": self.phase,
+            "training": self.store.training(number),
+            "work": self.work.state(),
             "votes": figures.verdict(self.store.votes(number)),
         }
         return JSONResponse(found)
 
-    def progress(self, number: int) -> dict[str, Any] | None:
-        training = self.store.training(number)
-        if training and training["status"] == "running" and self.training and self.training.poll() not in (None, 0):
-            self.store.set_training(number, training["run"], training["start"], "failed", {})
-            training["status"] = "failed"
-        if training:
-            training["line"] = last_line(self.log(number))
-        return training
-
-    def log(self, number: int) -> Path:
-        return self.store.path.with_name(f"class-{number}.log")
+    def round_of(self, request: Request) -> int:
+        asked = request.query_params.get("round", "")
+        return int(asked) if asked.isdecimal() and 0 < int(asked) <= self.round else self.round
 
     def do(self, request: Request, body: dict[str, Any]) -> Response:
-        """A button: train (start: fresh or own), rank, vote, round."""
+        """A button: rank, vote, train (start: fresh or own), round."""
         what, number = body.get("what"), self.round
-        if what in PHASES:
+        if what == "rank" or (what == "vote" and self.store.has_duels(number)):
             self.store.set("phase", str(what))
         elif what == "train" and body.get("start") in ("fresh", "own"):
-            self.start(number, ["train", "--start", body["start"]])
-        elif what == "round":
-            training = self.store.training(number)
-            if not training or training["status"] != "done":
-                raise Refused("no_training")
-            self.store.set("phase", "rank")
-            self.start(number + 1, ["round"])
+            self.work.begin("train", number, body["start"])
+        elif what == "round" and self.store.training(number):
+            self.work.begin("round", number + 1)
         else:
-            raise Refused("button")
+            raise Refused("no_training" if what in ("vote", "round") else "button")
         return JSONResponse({"ok": True})
 
-    def start(self, number: int, command: list[str]) -> None:
-        """Starts work beside the server, one at a time."""
-        if self.training and self.training.poll() is None:
-            raise Refused("training")
-        names = ("run", "runs_dir", "name", "prompts", "common", "responses")
-        settings = [part for one in names for part in (f"--{one}", str(getattr(self.options, one)))]
-        with self.log(number).open("wb") as log:
-            self.training = subprocess.Popen(
-                [sys.executable, "-m", "rlhf_mini.workshop.work", *command, "--round", str(number), *settings],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-
     def rankings(self, request: Request, body: dict[str, Any]) -> Response:
-        hashed = bool(request.query_params.get("hashed"))
-        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in self.store.rankings(self.round, hashed))
+        number, hashed = self.round_of(request), bool(request.query_params.get("hashed"))
+        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in self.store.rankings(number, hashed))
+        name = f"class-round-{number}.jsonl"
         return Response(
             "".join(lines), media_type="application/jsonl",
-            headers={"Content-Disposition": f'attachment; filename="class-round-{self.round}.jsonl"'},
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )  # fmt: skip
 
 
@@ -292,11 +286,3 @@ class Static(StaticFiles):
 def is_id(value: Any) -> TypeGuard[int]:
     """Whether this can be the number of a row."""
     return type(value) is int and 0 < value < 2**53
-
-
-def last_line(path: Path) -> str:
-    """What a program that is at work said last."""
-    if not path.is_file():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace")[-2000:].split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:200]

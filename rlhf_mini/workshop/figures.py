@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import NormalDist
 from typing import Any
 
 from rlhf_mini.core.rankings import Count, agreement, bootstrap_interval
@@ -67,14 +66,9 @@ def splitting(items: Mapping[int, Item], by_item: Mapping[int, Sequence[Label]])
 
 
 def verdict(votes: Sequence[tuple[int, int, float]]) -> dict[str, float] | None:
-    """The share of votes for the class's policy, a vote for neither counting half; 95 % interval (Wilson)."""
-    if not votes:
-        return None
-    n, mean = len(votes), sum(ours for *_, ours in votes) / len(votes)
-    z = NormalDist().inv_cdf(0.975)
-    middle, spread = (
-        (mean + z * z / (2 * n)) / (1 + z * z / n),
-        z * (mean * (1 - mean) / n + z * z / (4 * n * n)) ** 0.5,
-    )
-    half = spread / (1 + z * z / n)
-    return {"share": mean, "low": middle - half, "high": middle + half, "votes": n}
+    """The share of votes for the class's policy, a vote for neither counting half; 95 % interval over duels."""
+    of_duel: dict[int, Count] = defaultdict(lambda: Count(0, 0))
+    for _, duel, ours in votes:
+        of_duel[duel] += Count(ours, 1)
+    found = share(list(of_duel.values()))
+    return found and {**found, "votes": len(votes)}

@@ -13,7 +13,7 @@ SIMULATED = "rlhf_mini.world.labelers:training_labelers"
 
 
 def new_round(store: Store, options: argparse.Namespace, number: int) -> None:
-    """Samples the prompts of a round. From the second on, half of the responses are of the last round's policy."""
+    """Samples the prompts of a round and begins it. From the second on, half of the samples are of the last policy."""
     labelers = load_labelers(SIMULATED)
     last = store.training(number - 1) if number > 1 else None
     settings = RankOptions(
@@ -24,11 +24,10 @@ def new_round(store: Store, options: argparse.Namespace, number: int) -> None:
     groups = islice(drawn(settings, policy), options.prompts)
     for example, group in track(groups, "class: sampling responses to rank", options.prompts):
         ranks = [found for one in labelers if (found := ranks_of(one, example, group))]
-        items.append((example, [one.text for one in group], ranks))
+        items.append((example, group, ranks))
     if len(items) <= options.common:
         raise UserError(f"only {len(items)} prompts have {options.responses} different responses: use --responses 3")
-    store.add_items(number, items, options.common)
-    store.set("round", str(number))
+    store.begin_round(number, items, options.common)
 
 
 def ranks_of(labeler: Labeler, example: Prompt, group: list[Response]) -> list[int]:

@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rlhf_mini.core.examples import Messages, Prompt, Ranking
+from rlhf_mini.core.examples import Messages, Prompt, Ranking, Response
 
 WAIT = 5.0  # seconds for which a writer waits for another one
 MAX_STUDENTS = 500
@@ -29,20 +30,22 @@ CREATE TABLE IF NOT EXISTS students (
     id INTEGER PRIMARY KEY, token_sha256 TEXT UNIQUE NOT NULL, nickname TEXT NOT NULL, joined REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS items (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL, common INTEGER NOT NULL, example TEXT NOT NULL,
-    responses TEXT NOT NULL, simulated TEXT NOT NULL);
+    responses TEXT NOT NULL, ended TEXT NOT NULL, simulated TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS shown (
     student INTEGER NOT NULL REFERENCES students, item INTEGER NOT NULL REFERENCES items, at REAL NOT NULL,
     PRIMARY KEY (student, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (
     student INTEGER NOT NULL REFERENCES students, item INTEGER NOT NULL REFERENCES items, kind TEXT NOT NULL,
     ranks TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (student, item)) WITHOUT ROWID;
+-- AUTOINCREMENT: a phone may still show a duel that is gone.
 CREATE TABLE IF NOT EXISTS duels (
-    id INTEGER PRIMARY KEY, round INTEGER NOT NULL, prompt TEXT NOT NULL, ours TEXT NOT NULL, theirs TEXT NOT NULL);
+    id INTEGER PRIMARY KEY AUTOINCREMENT, round INTEGER NOT NULL, prompt TEXT NOT NULL, ours TEXT NOT NULL,
+    theirs TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS votes (
     student INTEGER NOT NULL REFERENCES students, duel INTEGER NOT NULL REFERENCES duels, ours REAL NOT NULL,
     at REAL NOT NULL, PRIMARY KEY (student, duel)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS trainings (
-    round INTEGER PRIMARY KEY, run TEXT NOT NULL, start TEXT NOT NULL, status TEXT NOT NULL, found TEXT NOT NULL);
+    round INTEGER PRIMARY KEY, run TEXT NOT NULL, start TEXT NOT NULL, found TEXT NOT NULL);
 """
 RANKED, ALL_BAD, SKIPPED = "ranked", "all_bad", "skipped"
 KINDS = (RANKED, ALL_BAD, SKIPPED)
@@ -66,11 +69,13 @@ class Item:
     """Everybody gets it, so that agreement can be measured."""
     example: Prompt
     responses: list[str]
+    ended: list[bool]
+    """Whether each response ends by itself."""
     simulated: list[list[int]]
     """The ranks that each simulated labeler gives the responses; empty where they cannot judge."""
 
 
-NewItem = tuple[Prompt, Sequence[str], Sequence[Sequence[int]]]
+NewItem = tuple[Prompt, Sequence[Response], Sequence[Sequence[int]]]
 """A prompt, its responses, and how each simulated labeler ranks them."""
 
 
@@ -110,20 +115,25 @@ class Store:
 
     # --- students ----------------------------------------------------------------------------------------------------
 
-    def join(self, nickname: str) -> str:
-        """Takes a student in. Returns the token that their phone keeps; only its digest is stored."""
+    def join(self, nickname: str, token: str) -> None:
+        """Takes a student in, once for each token, which their phone makes up and keeps; only its digest is stored.
+
+        A nickname that somebody has already gets a number.
+        """
         name = " ".join(nickname.split())[:24]
         if not name or not name.isprintable():
             raise Refused("nickname")
-        token = secrets.token_urlsafe(18)
+        if not 20 <= len(token) <= 64:
+            raise Refused("join")
         with self._writing() as db:
+            if db.execute("SELECT 1 FROM students WHERE token_sha256 = ?", (digest(token),)).fetchone():
+                return  # a second tap, or the first one's answer was lost
             if db.execute("SELECT count(*) FROM students").fetchone()[0] >= MAX_STUDENTS:
                 raise Refused("full")
-            db.execute(
-                "INSERT INTO students (token_sha256, nickname, joined) VALUES (?, ?, ?)",
-                (digest(token), name, time.time()),
-            )
-        return token
+            taken = {nickname for (nickname,) in db.execute("SELECT nickname FROM students")}
+            names = (f"{name} {number}" if number > 1 else name for number in count(1))
+            values = (digest(token), next(one for one in names if one not in taken), time.time())
+            db.execute("INSERT INTO students (token_sha256, nickname, joined) VALUES (?, ?, ?)", values)
 
     def student(self, token: str) -> Student | None:
         """Whose token this is."""
@@ -136,22 +146,20 @@ class Store:
 
     # --- ranking -----------------------------------------------------------------------------------------------------
 
-    def add_items(self, number: int, items: Sequence[NewItem], common: int) -> None:
-        """The prompts of a round; the first `common` are everybody's."""
+    def begin_round(self, number: int, items: Sequence[NewItem], common: int) -> None:
+        """Makes this the round that is ranked; the first `common` of its prompts are everybody's.
+
+        Does nothing if the round has prompts already: somebody else was faster.
+        """
         with self._writing() as db:
-            db.executemany(
-                "INSERT INTO items (round, common, example, responses, simulated) VALUES (?, ?, ?, ?, ?)",
-                [
-                    (
-                        number,
-                        index < common,
-                        dumps(example),
-                        dumps(list(responses)),
-                        dumps([list(one) for one in ranks]),
-                    )
-                    for index, (example, responses, ranks) in enumerate(items)
-                ],
-            )
+            if db.execute("SELECT 1 FROM items WHERE round = ?", (number,)).fetchone():
+                return
+            for index, (example, responses, simulated) in enumerate(items):
+                texts, ended = [one.text for one in responses], [one.ended for one in responses]
+                values = (number, index < common, dumps(example), dumps(texts), dumps(ended), dumps(simulated))
+                db.execute(INSERT_ITEM, values)
+            db.execute("INSERT OR REPLACE INTO settings VALUES ('round', ?)", (str(number),))
+            db.execute("INSERT OR REPLACE INTO settings VALUES ('phase', 'rank')")
 
     def items(self, number: int) -> list[Item]:
         rows = self._db.execute(f"{SELECT_ITEM} WHERE round = ? ORDER BY id", (number,)).fetchall()
@@ -230,7 +238,7 @@ class Store:
                 ranking: Ranking = {
                     **item.example,
                     "responses": item.responses,
-                    "ended": [True] * len(item.responses),
+                    "ended": item.ended,
                     "ranks": label.ranks,
                     "labeler": names[label.student],
                 }
@@ -240,26 +248,27 @@ class Store:
         """Adds rankings from a file as a round's: each labeler becomes a student. Returns how many were new."""
         added = 0
         students: dict[str, int] = {}
+        known = {item_key(item.example["prompt"], item.responses, item.ended): item.id for item in self.items(number)}
         with self._writing() as db:
-            before = {(dumps(item.example["prompt"]), dumps(item.responses)): item.id for item in self.items(number)}
             for ranking in rankings:
-                key = dumps(ranking["prompt"]), dumps(ranking["responses"])
-                if key not in before:
+                ended = ranking.get("ended", [True] * len(ranking["responses"]))
+                key = item_key(ranking["prompt"], ranking["responses"], ended)
+                if key not in known:
                     example = {k: v for k, v in ranking.items() if k not in ("responses", "ended", "ranks", "labeler")}
-                    row = db.execute(
-                        "INSERT INTO items (round, common, example, responses, simulated) VALUES (?, 0, ?, ?, '[]')",
-                        (number, dumps(example), key[1]),
-                    )
-                    before[key] = int(row.lastrowid or 0)
-                name = str(ranking.get("labeler", "file"))[:24]
+                    values = (number, False, dumps(example), dumps(ranking["responses"]), dumps(ended), "[]")
+                    known[key] = int(db.execute(INSERT_ITEM, values).lastrowid or 0)
+                name = "".join(filter(str.isprintable, str(ranking.get("labeler", "file"))))[:24] or "file"
                 if name not in students:
-                    sha = digest(f"imported {name}")
-                    db.execute("INSERT OR IGNORE INTO students (token_sha256, nickname, joined) VALUES (?, ?, ?)",
-                               (sha, name, time.time()))  # fmt: skip
-                    students[name] = db.execute("SELECT id FROM students WHERE token_sha256 = ?", (sha,)).fetchone()[0]
+                    nobody = f"imported: {name}"  # no digest, so that no phone can have a token for it
+                    values = (nobody, name, time.time())
+                    db.execute(
+                        "INSERT OR IGNORE INTO students (token_sha256, nickname, joined) VALUES (?, ?, ?)", values
+                    )
+                    found = db.execute("SELECT id FROM students WHERE token_sha256 = ?", (nobody,)).fetchone()
+                    students[name] = int(found[0])
                 kind = ALL_BAD if len(set(ranking["ranks"])) == 1 else RANKED
-                values = (students[name], before[key], kind, dumps(ranking["ranks"]), time.time())
-                added += db.execute("INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?, ?)", values).rowcount
+                row = (students[name], known[key], kind, dumps(competition(ranking["ranks"])), time.time())
+                added += db.execute("INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?, ?)", row).rowcount
         return added
 
     # --- voting ------------------------------------------------------------------------------------------------------
@@ -274,6 +283,9 @@ class Store:
                 [(number, dumps(prompt), ours, theirs) for prompt, ours, theirs in duels],
             )
 
+    def has_duels(self, number: int) -> bool:
+        return self._db.execute("SELECT 1 FROM duels WHERE round = ?", (number,)).fetchone() is not None
+
     def next_duel(self, student: int, number: int) -> Duel | None:
         """The next one that a student has not voted on, in an order of their own."""
         rows = self._db.execute(
@@ -286,10 +298,10 @@ class Store:
         first = min(rows, key=lambda row: random.Random(f"{student} {row[0]}").random())
         return Duel(first[0], first[1], json.loads(first[2]), first[3], first[4])
 
-    def vote(self, student: int, duel: int, ours: float) -> None:
-        """1 for the class's response, 0 for the other, 0.5 for neither. The first vote counts."""
+    def vote(self, student: int, number: int, duel: int, ours: float) -> None:
+        """1 for the class's response, 0 for the other, 0.5 for neither; the first vote in a duel counts."""
         with self._writing() as db:
-            if not db.execute("SELECT 1 FROM duels WHERE id = ?", (duel,)).fetchone():
+            if not db.execute("SELECT 1 FROM duels WHERE id = ? AND round = ?", (duel, number)).fetchone():
                 raise Refused("not_yours")
             db.execute("INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?)", (student, duel, ours, time.time()))
 
@@ -311,17 +323,13 @@ class Store:
         return value
 
     def training(self, number: int) -> dict[str, Any] | None:
-        """The training on a round's rankings: run, start, status ("running", "done" or "failed") and what it found."""
-        found = self._db.execute(
-            "SELECT run, start, status, found FROM trainings WHERE round = ?", (number,)
-        ).fetchone()
-        return {"run": found[0], "start": found[1], "status": found[2], **json.loads(found[3])} if found else None
+        """What the last training on a round's rankings found: its run, where its reward model started, and more."""
+        found = self._db.execute("SELECT run, start, found FROM trainings WHERE round = ?", (number,)).fetchone()
+        return {"run": found[0], "start": found[1], **json.loads(found[2])} if found else None
 
-    def set_training(self, number: int, run: str, start: str, status: str, found: dict[str, Any]) -> None:
+    def set_training(self, number: int, run: str, start: str, found: dict[str, Any]) -> None:
         with self._writing() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO trainings VALUES (?, ?, ?, ?, ?)", (number, run, start, status, dumps(found))
-            )
+            db.execute("INSERT OR REPLACE INTO trainings VALUES (?, ?, ?, ?)", (number, run, start, dumps(found)))
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
@@ -351,11 +359,21 @@ class Store:
             raise
 
 
-SELECT_ITEM = "SELECT id, round, common, example, responses, simulated FROM items"
+SELECT_ITEM = "SELECT id, round, common, example, responses, ended, simulated FROM items"
+INSERT_ITEM = "INSERT INTO items (round, common, example, responses, ended, simulated) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 def as_item(row: Sequence[Any]) -> Item:
-    return Item(row[0], row[1], bool(row[2]), json.loads(row[3]), json.loads(row[4]), json.loads(row[5]))
+    return Item(row[0], row[1], bool(row[2]), *map(json.loads, row[3:7]))
+
+
+def item_key(prompt: Messages, responses: Sequence[str], ended: Sequence[bool]) -> str:
+    return dumps([prompt, list(responses), list(ended)])
+
+
+def competition(ranks: Sequence[int]) -> list[int]:
+    """The same order in ranks that skip places after a tie: 1, 1, 3."""
+    return [1 + sum(other < rank for other in ranks) for rank in ranks]
 
 
 def check_label(kind: str, ranks: Sequence[int], number: int) -> None:
@@ -364,7 +382,7 @@ def check_label(kind: str, ranks: Sequence[int], number: int) -> None:
         valid = list(ranks) == []
     else:
         whole = len(ranks) == number and all(type(rank) is int for rank in ranks)
-        valid = whole and all(rank == 1 + sum(other < rank for other in ranks) for rank in ranks)
+        valid = whole and list(ranks) == competition(ranks)
         valid = valid and (kind == RANKED or (kind == ALL_BAD and set(ranks) == {1}))
     if not valid:
         raise Refused("ranks")

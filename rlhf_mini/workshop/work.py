@@ -6,6 +6,7 @@ The app starts this in a process of its own and shows the last line that it prin
 """
 
 import argparse
+import json
 import math
 import shutil
 from collections import defaultdict
@@ -13,87 +14,115 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, run
-from rlhf_mini.core.examples import Messages, Ranking, read_prompts
+from rlhf_mini.core.examples import Messages, Ranking, contents, read_prompts
 from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.options import check_run_name
 from rlhf_mini.core.rankings import Count, accuracy, pairs
+from rlhf_mini.workshop.beside import lock_of
 from rlhf_mini.workshop.figures import share
 from rlhf_mini.workshop.store import Store
 
-MIN_RANKINGS = 20
-RM_STEPS = 40  # at least, by further epochs if there are few rankings
-PPO_UPDATES = 25
+MIN_RANKINGS, MIN_PROMPTS = 20, 5
+RM_STEPS = 40  # at least, by up to four epochs if there are few rankings
+OWN_LEARNING_RATE = 1e-4  # of a reward model that goes on from the run's own: a third of the default
 DUELS = 20
 FOLDS = 5
 
 
 def main() -> None:
     options = arguments()
-    store = Store(options.runs_dir / options.run / "class.sqlite")
-    if options.command == "round":
-        from rlhf_mini.workshop.sampling import new_round
-
-        new_round(store, options, options.round)
-        return
-    name = f"{options.name}-{options.round}"
+    path = options.runs_dir / options.run / f"{options.name}.sqlite"
+    if not path.is_file():
+        raise UserError(f"there is no {path}: `make class` begins one")
+    store = Store(path)
+    number = options.round or int(store.setting("round", "1"))
+    record = {"what": options.command, "round": number}
     try:
-        store.set_training(options.round, name, options.start, "running", {})
-        found = train(store, options, name)
-        store.set_training(options.round, name, options.start, "done", found)
-        console.print(f"done: {options.runs_dir / name}", soft_wrap=True)
-    except BaseException:
-        store.set_training(options.round, name, options.start, "failed", {})
-        raise
+        with lock_of(store):
+            store.set("work", json.dumps(record | {"status": "running"}))
+            try:
+                if options.command == "round":
+                    from rlhf_mini.workshop.sampling import new_round
+
+                    new_round(store, options, number)
+                else:
+                    name = class_run(options, number)
+                    store.set_training(number, name, options.start, train(store, options, name, number))
+                    console.print(f"done: {options.runs_dir / name}", soft_wrap=True)
+                store.set("work", json.dumps(record | {"status": "done"}))
+            except BaseException:
+                store.set("work", json.dumps(record | {"status": "failed"}))
+                raise
+    except Timeout:
+        raise UserError("a training or a new round is at work already: wait for it") from None
+
+
+def class_run(options: argparse.Namespace, number: int) -> str:
+    """The run that a round's rankings train."""
+    return f"{options.run}-{options.name}-{number}"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rlhf_mini.workshop.work", description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("train", "round"))
-    parser.add_argument("--round", type=int, required=True)
-    parser.add_argument(
-        "--start", choices=("fresh", "own"), default="fresh", help="of the reward model: data/judge, or the run's"
-    )
-    parser.add_argument("--run", default="default")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
-    parser.add_argument("--name", default="ours")
-    for name in ("prompts", "common", "responses"):
-        parser.add_argument(f"--{name}", type=int, default=0)
+    add = parser.add_argument
+    add("command", choices=("train", "round"), help="train on a round's rankings, or sample a new round")
+    add("--round", type=int, default=0, help="number of the round (default: the present one)")
+    text = "what the reward model starts from: fresh: data/judge; own: the reward model of RUN (default: fresh)"
+    add("--start", choices=("fresh", "own"), default="fresh", help=text)
+    add("--run", type=check_run_name, default="default", help="run that the class ranks (default: default)")
+    add("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    add("--name", type=check_run_name, default="ours", help="of the class (default: ours)")
+    for name, number in (("prompts", 60), ("common", 5), ("responses", 4)):
+        add(f"--{name}", type=int, default=number, help=f"of a new round (default: {number})")
     return parser.parse_args()
 
 
-def train(store: Store, options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Reward model, PPO, duels with the default policy, and how well the others predict each student."""
+def train(store: Store, options: argparse.Namespace, name: str, number: int) -> dict[str, Any]:
+    """Reward model, PPO, duels with the default policy, and how well the others predict each student.
+
+    All of it is made in a folder beside runs/NAME, which it replaces at the end.
+    """
     from stages.ppo.options import PPOOptions
     from stages.ppo.train import train_ppo
     from stages.rm.options import RMOptions
     from stages.rm.train import train_rm
 
-    rankings = [one for one in store.rankings(options.round) if pairs(one["ranks"])]
-    if len(rankings) < MIN_RANKINGS:
+    rankings = [one for one in store.rankings(number) if pairs(one["ranks"])]
+    prompts = len({contents(one["prompt"]) for one in rankings})
+    if len(rankings) < MIN_RANKINGS or prompts < MIN_PROMPTS:
         raise UserError(
-            f"{len(rankings)} rankings order a pair, and training needs {MIN_RANKINGS}: rank some more first"
+            f"there are {len(rankings)} rankings of {prompts} prompts, and training needs {MIN_RANKINGS} of "
+            f"{MIN_PROMPTS}: rank some more first"
         )
-    folder, default = options.runs_dir / name, options.runs_dir / options.run
-    if folder.exists():  # an earlier training on fewer rankings of the same round
-        shutil.rmtree(folder)
-    shutil.copytree(default / "sft", folder / "sft")
-    write_jsonl(folder / "rankings.jsonl", rankings)
+    default, folder, making = (options.runs_dir / one for one in (options.run, name, f"{name}.new"))
+    if folder.exists() and (store.training(number) or {}).get("run") != name:
+        raise UserError(f"{folder} is not this class's: rename it, or call the class another name with --name")
+    shutil.rmtree(making, ignore_errors=True)  # of a training that was killed
+    shutil.copytree(default / "sft", making / "sft")
+    write_jsonl(making / "rankings.jsonl", rankings)
     batch = 4 if len(rankings) < 200 else 16
-    shared: dict[str, Any] = {"run": name, "runs_dir": str(options.runs_dir), "save_steps": 0}
-    epochs = max(1.0, math.ceil(RM_STEPS * batch / len(rankings)))
+    shared: dict[str, Any] = {"run": making.name, "runs_dir": str(options.runs_dir), "save_steps": 0}
+    own = {"init": str(default / "rm"), "learning_rate": OWN_LEARNING_RATE} if options.start == "own" else {}
     train_rm(
         RMOptions(
-            **shared, rankings=str(folder / "rankings.jsonl"), batch_size=batch, num_train_epochs=min(4.0, epochs),
-            init="data/judge" if options.start == "fresh" else str(default / "rm"), num_validation_prompts=40,
+            **shared, **own, rankings=str(making / "rankings.jsonl"), batch_size=batch,
+            num_train_epochs=min(4.0, max(1.0, RM_STEPS * batch / len(rankings))), num_validation_prompts=40,
             normalization_size=100, content="",
         )
     )  # fmt: skip
-    train_ppo(PPOOptions(**shared, updates=PPO_UPDATES, warmup_updates=5, sample_every=PPO_UPDATES))
+    train_ppo(PPOOptions(**shared))  # as the default policy was trained: only the rankings differ
     console.print("duels: sampling")
-    store.add_duels(options.round, duels(default, folder))
-    console.print("students: how well do the others predict you?")
-    return {"rankings": len(rankings), "others": predictions(default / "sft", rankings)}
+    both = duels(default, making)
+    console.print("students: how well do the others predict each of you?")
+    others = predictions(default / "sft", rankings)
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
+    store.add_duels(number, both)
+    return {"rankings": len(rankings), "others": others}
 
 
 def duels(default: Path, ours: Path) -> list[tuple[Messages, str, str]]:
@@ -137,24 +166,23 @@ def predictions(sft: Path, rankings: Sequence[Ranking]) -> dict[str, Any] | None
     tokenizer = load_tokenizer(sft)
     judge = "data/judge"
     examples = encode(AutoModelForSequenceClassification.from_pretrained(judge), tokenizer, rankings)
-    counts: dict[str, list[Count]] = defaultdict(list)
+    counts: dict[str, dict[str, Count]] = defaultdict(dict)  # by student and prompt
     for fold in folds:
         left_out = {index for student in fold for index in of_student[student]}
         others = [example for index, example in enumerate(examples) if index not in left_out]
-        if not others:
-            continue
         model = AutoModelForSequenceClassification.from_pretrained(judge)
         steps = max(20, math.ceil(len(others) / 16))
         model = fit(model, others, others[:1], steps=steps, learning_rate=3e-4, sample=1).model
         for student in fold:
-            scores = scores_of(model, [examples[index] for index in of_student[student]])
-            counts[student] += [
-                accuracy(score, rankings[index]["ranks"])
-                for score, index in zip(scores, of_student[student], strict=True)
-            ]
-    everybody = share([count for of_one in counts.values() for count in of_one])
-    each = {student: share(of_one) for student, of_one in counts.items()}
-    return {"all": everybody, "each": each}
+            indices = of_student[student]
+            for index, scores in zip(indices, scores_of(model, [examples[each] for each in indices]), strict=True):
+                counts[student][contents(rankings[index]["prompt"])] = accuracy(scores, rankings[index]["ranks"])
+    by_prompt: dict[str, Count] = defaultdict(lambda: Count(0, 0))  # one prompt's rankings rise and fall together
+    for of_one in counts.values():
+        for text, count in of_one.items():
+            by_prompt[text] += count
+    each = {student: share(list(of_one.values())) for student, of_one in counts.items()}
+    return {"all": share(list(by_prompt.values())), "each": each}
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> list
 
 
 def add_coefficient(reward_model: PreTrainedModel) -> None:
-    """Gives the reward model a parameter for the coefficient."""
-    parameter = nn.Parameter(torch.tensor(START / UNIT, device=reward_model.device))
+    """Gives the reward model a parameter for the coefficient, which goes on from that of an earlier reward model."""
+    start = getattr(reward_model.config, "likelihood_coef", START)
+    parameter = nn.Parameter(torch.tensor(start / UNIT, device=reward_model.device))
     parameter.register_hook(lambda gradient: gradient / UNIT)  # that of the coefficient, so that clipping sees no other
     reward_model.register_parameter(NAME, parameter)
     reward_model._keys_to_ignore_on_save = [NAME]  # no class of transformers knows it: config.json has it

@@ -28,6 +28,7 @@ Shapes: B prompts of a batch, K the most responses to one of them, M all their r
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -40,7 +41,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, writing
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, read_stage_json, save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
@@ -139,6 +140,7 @@ def train_rm(options: RMOptions) -> None:
             reward_model = with_scalar_head(sft.path, options.seed)  # in eval mode: without dropout
         else:
             reward_model = AutoModelForSequenceClassification.from_pretrained(judge.path)
+            reward_model.config.reward_mean = 0.0  # an earlier reward model's zero; it gets a new one below
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
         counts: dict[str, Any] = {
             "rankings": len(rankings),
@@ -239,8 +241,8 @@ def first(examples: list[T], number: int) -> list[T]:
 
 
 def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:
-    """The judge to start from. UserError if it was trained with other tokens than the SFT model."""
-    judge = load_checkpoint(path, "judge")
+    """The judge or reward model to start from. UserError if it was trained with other tokens than the SFT model."""
+    judge = load_checkpoint(path, "rm" if read_stage_json(Path(path)).get("stage") == "rm" else "judge")
     if AutoTokenizer.from_pretrained(judge.path).get_vocab() != tokenizer.get_vocab():
         raise UserError(f"--init: the judge in {path} has other tokens than the SFT model: use --init sft")
     return judge

@@ -1,5 +1,6 @@
 """The models in the page: gpt2.js against torch, and "Try it" in a real browser."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Response, read_prompts
 from rlhf_mini.evaluation.microscope import Microscope
+from rlhf_mini.evaluation.responses import BARE_TEMPLATE
 from rlhf_mini.models.sampling import sample
 from rlhf_mini.models.scoring import attach_reader, score_texts
-from rlhf_mini.models.text import encode_plain, encode_prompts, load_tokenizer
+from rlhf_mini.models.text import encode_plain, encode_prompts, encode_responses, load_tokenizer
 from rlhf_mini.report import live
 from rlhf_mini.report import page as report
 from rlhf_mini.report.page import ReportOptions, write_report
@@ -92,6 +94,12 @@ def test_texts_become_the_same_tokens(engine: Any, tokenizer: Any, prompts: list
     chats = [*prompts, TYPED]
     found = engine.evaluate("(chats) => chats.map((chat) => tokenizer.encodeChat(chat))", chats)
     assert found == [one.ids for one in encode_prompts(tokenizer, chats)]
+    found = engine.evaluate("(texts) => texts.map((text) => tokenizer.encodeResponse(text, true))", texts)
+    assert found == encode_responses(tokenizer, texts)
+    bare = copy.copy(tokenizer)
+    bare.chat_template = BARE_TEMPLATE
+    found = engine.evaluate("(chats) => chats.map((chat) => tokenizer.encodeBare(chat))", chats)
+    assert found == [one.ids for one in encode_prompts(bare, chats)]
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "ppo"])

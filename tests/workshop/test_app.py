@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ Connect = Callable[..., TestClient]
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "class.sqlite")
-    made.add_items(1, [item(number) for number in range(12)], common=3)
+    made.begin_round(1, [item(number) for number in range(12)], common=3)
     return made
 
 
@@ -41,7 +43,13 @@ def connect(store: Store, tmp_path: Path) -> Iterator[Connect]:
 
 
 def join(client: TestClient, nickname: str = "Ana") -> TestClient:
-    assert client.post(f"/{CODE}/join", json={"nickname": nickname}).json() == {"ok": True}
+    body = {"nickname": nickname, "token": secrets.token_hex(20)}
+    assert client.post(f"/{CODE}/join", json=body).json() == {"ok": True}
+    return client
+
+
+def enter(client: TestClient) -> TestClient:
+    assert client.get(f"/teacher/{SECRET}").url.path == "/teacher/"
     return client
 
 
@@ -105,10 +113,10 @@ def test_much_is_too_much(connect: Connect) -> None:
 
 def test_without_code_or_secret_there_is_nothing(connect: Connect) -> None:
     client = connect()
-    for path in ("/", "/wrong1/", "/teacher/", f"/teacher/{SECRET}x/", f"/teacher/{CODE}/state", "/docs", "/static/"):
+    for path in ("/", "/wrong1/", "/teacher/", f"/teacher/{SECRET}x", "/teacher/state", "/docs", "/static/"):
         assert client.get(path).status_code == 404, path
     assert client.get("/static/../app.py").status_code == 404
-    assert client.post("/teacher/wrong/do", json={"what": "vote"}).status_code == 404
+    assert client.post("/teacher/do", json={"what": "vote"}).status_code == 404
 
 
 def test_another_site_cannot_post_and_another_name_finds_nothing(connect: Connect, store: Store) -> None:
@@ -116,23 +124,18 @@ def test_another_site_cannot_post_and_another_name_finds_nothing(connect: Connec
     evil = client.post(f"/{CODE}/join", json={"nickname": "E"}, headers={"Origin": "http://evil.example"})
     assert evil.status_code == 404 and store.nicknames() == {}
     assert client.get(f"/{CODE}/", headers={"Host": "evil.example:8000"}).status_code == 404  # DNS rebinding
-    fine = client.post(f"/{CODE}/join", json={"nickname": "E"}, headers={"Origin": ADDRESS})
+    fine = client.post(f"/{CODE}/join", json={"nickname": "E", "token": "t" * 40}, headers={"Origin": ADDRESS})
     assert fine.status_code == 200
 
 
 def test_every_answer_forbids_everything_foreign(connect: Connect) -> None:
-    client = connect()
-    for path in (f"/{CODE}/", f"/teacher/{SECRET}/", f"/teacher/{SECRET}/state", "/static/student.js"):
+    client = enter(connect())
+    for path in (f"/{CODE}/", "/teacher/", "/teacher/state", "/static/student.js"):
         policy = client.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy
-    page = client.get(f"/teacher/{SECRET}/").text
+    page = client.get("/teacher/").text
+    assert SECRET not in page
     assert not re.search(r'(src|href)="https?://', page) and "onclick" not in page
-
-
-def test_texts_of_others_are_only_text(connect: Connect, store: Store) -> None:
-    join(connect(), EVIL[:24])
-    page = connect().get(f"/{CODE}/").text + connect().get(f"/teacher/{SECRET}/").text
-    assert "<script>alert" not in page
 
 
 def test_the_disk_and_the_lock_are_told_and_the_phone_may_send_again(
@@ -163,32 +166,39 @@ def test_in_korean_for_a_korean_phone(connect: Connect) -> None:
 
 
 def test_the_teacher_sees_figures_opens_the_vote_and_takes_the_rankings(connect: Connect, store: Store) -> None:
-    phone, teacher = join(connect()), connect()
+    phone, teacher = join(connect()), enter(connect())
     task = phone.get(f"/{CODE}/next").json()
     phone.post(f"/{CODE}/label", json={"item": task["item"], "kind": "ranked", "ranks": [1, 2, 3]})
-    state = teacher.get(f"/teacher/{SECRET}/state").json()
+    state = teacher.get("/teacher/state").json()
     assert (state["joined"], state["rankings"], state["phase"]) == (1, 1, "rank")
-    assert len(teacher.get(f"/teacher/{SECRET}/rankings.jsonl").text.splitlines()) == 1
-    assert "Ana" not in teacher.get(f"/teacher/{SECRET}/rankings.jsonl?hashed=1").text
+    assert len(teacher.get("/teacher/rankings.jsonl").text.splitlines()) == 1
+    assert "Ana" not in teacher.get("/teacher/rankings.jsonl?hashed=1").text
+    assert "Train on the rankings" in teacher.post("/teacher/do", json={"what": "vote"}).json()["error"]
     store.add_duels(1, [([{"role": "user", "content": "Hi"}], "ours", "theirs")])
-    assert teacher.post(f"/teacher/{SECRET}/do", json={"what": "vote"}).status_code == 200
+    assert teacher.post("/teacher/do", json={"what": "vote"}).status_code == 200
     duel = phone.get(f"/{CODE}/next").json()
-    choice = duel["responses"].index("ours")
+    choice = ["first", "second"][duel["responses"].index("ours")]
+    for wrong in (0, 1.0, None, "third"):
+        assert phone.post(f"/{CODE}/vote", json={"duel": duel["duel"], "choice": wrong}).status_code == 400
     assert phone.post(f"/{CODE}/vote", json={"duel": duel["duel"], "choice": choice}).status_code == 200
-    assert teacher.get(f"/teacher/{SECRET}/state").json()["votes"]["share"] == 1.0
+    assert teacher.get("/teacher/state").json()["votes"]["share"] == 1.0
     assert "wait" in phone.get(f"/{CODE}/next").json()
-    assert teacher.post(f"/teacher/{SECRET}/do", json={"what": "dance"}).status_code == 400
-    assert "Train on this round" in teacher.post(f"/teacher/{SECRET}/do", json={"what": "round"}).json()["error"]
+    assert teacher.post("/teacher/do", json={"what": "dance"}).status_code == 400
+    assert "Train on the rankings" in teacher.post("/teacher/do", json={"what": "round"}).json()["error"]
 
 
-def test_training_is_started_once_and_a_failure_is_shown(
-    connect: Connect, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The work itself fails at once: there is no run."""
-    teacher = connect()
+def test_training_is_started_once_and_a_failure_is_shown(connect: Connect, store: Store) -> None:
+    """The work itself fails soon: there is no such class."""
+    teacher = enter(connect())
     start = {"what": "train", "start": "fresh"}
-    assert teacher.post(f"/teacher/{SECRET}/do", json=start).status_code == 200
-    assert "still at work" in teacher.post(f"/teacher/{SECRET}/do", json=start).json()["error"]
+    assert teacher.post("/teacher/do", json=start).status_code == 200
+    assert "still at work" in teacher.post("/teacher/do", json=start).json()["error"]
+    for _ in range(300):
+        work = teacher.get("/teacher/state").json()["work"]
+        if work["status"] != "running":
+            break
+        time.sleep(0.1)
+    assert work["status"] == "failed" and work["line"].startswith("error: there is no ")
 
 
 def test_every_text_is_used() -> None:

@@ -1,6 +1,7 @@
 """What the class said stays said: one label a student and prompt, on the disk before it is acknowledged."""
 
 import json
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_mini.core.examples import read_rankings
+from rlhf_mini.core.examples import Response, read_rankings
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.workshop import figures
 from rlhf_mini.workshop.store import Refused, Store, check_label, shuffle_of
@@ -18,33 +19,48 @@ from rlhf_mini.workshop.store import Refused, Store, check_label, shuffle_of
 
 def item(number: int, responses: int = 3) -> Any:
     prompt = [{"role": "user", "content": f"Say {number}."}]
-    return {"prompt": prompt, "id": f"p-{number}"}, [f"{number} {n}" for n in range(responses)], [[1, 2, 3], [1, 3, 2]]
+    texts = [Response(f"{number} {n}", ended=n != 1) for n in range(responses)]
+    return {"prompt": prompt, "id": f"p-{number}"}, texts, [[1, 2, 3], [1, 3, 2]]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "class.sqlite")
-    made.add_items(1, [item(number) for number in range(6)], common=2)
+    made.begin_round(1, [item(number) for number in range(6)], common=2)
     return made
 
 
 def joined(store: Store, name: str) -> int:
-    student = store.student(store.join(name))
+    token = secrets.token_hex(20)
+    store.join(name, token)
+    student = store.student(token)
     assert student is not None
     return student.id
 
 
-def test_only_the_digest_of_a_token_is_kept(store: Store) -> None:
-    token = store.join("Ana")
-    assert store.student(token) and store.student(token).nickname == "Ana"  # type: ignore[union-attr]
+def test_a_token_joins_once_and_only_its_digest_is_kept(store: Store) -> None:
+    token = "t" * 40
+    store.join("Ana", token)
+    store.join("Ana", token)
+    student = store.student(token)
+    assert student and student.nickname == "Ana" and list(store.nicknames().values()) == ["Ana"]
     assert store.student(token + "x") is None
-    assert token.encode() not in store.path.read_bytes()
+    files = [path.read_bytes() for path in store.path.parent.iterdir()]
+    assert not any(token.encode() in content for content in files)
+    with pytest.raises(Refused, match="join"):
+        store.join("Bo", "short")
+
+
+def test_two_of_the_same_name_are_told_apart(store: Store) -> None:
+    for _ in range(3):
+        joined(store, "Minji")
+    assert list(store.nicknames().values()) == ["Minji", "Minji 2", "Minji 3"]
 
 
 @pytest.mark.parametrize("name", ["", "   ", "\x1b[2J", "a\u202eb"])
 def test_a_nickname_is_printable(store: Store, name: str) -> None:
     with pytest.raises(Refused, match="nickname"):
-        store.join(name)
+        store.join(name, "t" * 40)
 
 
 def test_common_prompts_and_own_ones_take_turns_and_coverage_is_even(store: Store) -> None:
@@ -127,13 +143,17 @@ def test_rankings_leave_as_the_projects_own_and_come_in_again(store: Store, tmp_
     other = Store(tmp_path / "other.sqlite")
     assert other.take_in(1, left) == 2 and other.take_in(1, left) == 0
     assert list(other.rankings(1)) == list(store.rankings(1))
+    for guess in ("imported: Ana", "imported Ana", "Ana"):
+        assert other.student(guess) is None
     hashed = [one["labeler"] for one in store.rankings(1, hashed=True)]
     assert len(set(hashed)) == 2 and not set(hashed) & {"Ana", "Bo"}
     assert hashed == [one["labeler"] for one in store.rankings(1, hashed=True)]
 
 
 def test_rounds_are_kept_apart(store: Store) -> None:
-    store.add_items(2, [item(number) for number in range(10, 13)], common=1)
+    store.begin_round(2, [item(number) for number in range(10, 13)], common=1)
+    store.begin_round(2, [item(number) for number in range(20, 23)], common=1)  # a second sampler comes too late
+    assert [one.responses[0] for one in store.items(2)] == ["10 0", "11 0", "12 0"] and store.setting("round") == "2"
     student = joined(store, "Ana")
     first, second = store.next_item(student, 1), store.next_item(student, 2)
     assert first and second and first.round == 1 and second.round == 2
@@ -146,14 +166,19 @@ def test_votes_are_counted_once(store: Store) -> None:
     student = joined(store, "Ana")
     first = store.next_duel(student, 1)
     assert first and store.next_duel(student, 1) == first
-    store.vote(student, first.id, 1.0)
-    store.vote(student, first.id, 0.0)
+    store.vote(student, 1, first.id, 1.0)
+    store.vote(student, 1, first.id, 0.0)
     second = store.next_duel(student, 1)
     assert second and second.id != first.id
-    store.vote(student, second.id, 0.5)
+    store.vote(student, 1, second.id, 0.5)
     assert store.next_duel(student, 1) is None and [ours for *_, ours in store.votes(1)] == [1.0, 0.5]
     found = figures.verdict(store.votes(1))
-    assert found and found["share"] == 0.75 and found["low"] < 0.75 < found["high"]
+    assert found and found["share"] == 0.75 and found["low"] == 0.5 and found["high"] == 1.0 and found["votes"] == 2
+    store.add_duels(1, [([{"role": "user", "content": "Hi"}], "new", "theirs")])
+    for old in (first.id, second.id):
+        with pytest.raises(Refused, match="not_yours"):  # it is no number of a new one
+            store.vote(student, 1, old, 1.0)
+    assert store.votes(1) == []
 
 
 def test_many_threads_lose_nothing(store: Store) -> None:
@@ -173,13 +198,15 @@ def test_many_threads_lose_nothing(store: Store) -> None:
 
 def test_what_was_acknowledged_survives_sigkill(store: Store) -> None:
     """A process labels and says so, line by line, until it is killed; each line it said is in the file."""
-    store.add_items(1, [item(number) for number in range(100, 400)], common=1)
+    store.begin_round(2, [item(number) for number in range(100, 400)], common=1)
+    assert store._db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: safe from a power cut, too
     code = f"""
 from pathlib import Path
 from rlhf_mini.workshop.store import Store
 store = Store(Path({str(store.path)!r}))
-student = store.student(store.join("Ana")).id
-while (found := store.next_item(student, 1)) is not None:
+store.join("Ana", "t" * 40)
+student = store.student("t" * 40).id
+while (found := store.next_item(student, 2)) is not None:
     store.label(student, found.id, "ranked", [1, 2, 3])
     print(found.id, flush=True)
 """
@@ -189,7 +216,7 @@ while (found := store.next_item(student, 1)) is not None:
     child.kill()
     said += [int(line) for line in child.stdout.read().split("\n") if line.strip()]
     child.wait()
-    kept = {label.item for label in Store(store.path).labels(1)}
+    kept = {label.item for label in Store(store.path).labels(2)}
     assert set(said) <= kept and len(said) >= 25
 
 
@@ -216,10 +243,13 @@ def test_a_full_disk_is_an_error_and_no_label(store: Store) -> None:
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(sqlite3.OperationalError, match="full"):
-        store.add_items(1, [item(number) for number in range(1000, 1200)], common=0)
+        store.begin_round(2, [item(number) for number in range(1000, 1200)], common=0)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        for number in range(10_000):  # labels fill the last page, too
+            joined(store, f"s{number}")
     store._db.execute("PRAGMA max_page_count = 100000")
     store.label(student, found.id, "ranked", [1, 2, 3])
-    assert len(store.items(1)) == 6 and len(store.labels(1)) == 1
+    assert store.items(2) == [] and store.setting("round") == "1" and len(store.labels(1)) == 1
 
 
 # --- figures, by hand ------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@
   const byId = (id) => document.getElementById(id);
   const texts = JSON.parse(byId("texts").textContent);
   const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
-  const RETRY = 2000, POLL = 3000; // milliseconds
+  const RETRY = 2000, POLL = 3000, TOO_FAST = 400; // milliseconds
   let task = null; // what the server asked for last
   let places = []; // [[index, ...], ...]: indices of the responses by place, equal ones together
   let busy = false;
+  let since = 0; // when the task was shown, in milliseconds
 
   function make(tag, properties, ...children) {
     const element = Object.assign(document.createElement(tag), properties);
@@ -23,33 +24,48 @@
           method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
         });
         const found = await response.json();
-        byId("fault").textContent = found.error ?? "";
         if (response.status !== 503) return { status: response.status, ...found };
+        byId("fault").textContent = found.error;
       } catch {
         byId("fault").textContent = say("offline");
       }
       await new Promise((done) => setTimeout(done, RETRY));
+      byId("fault").textContent = "";
     }
   }
 
+  // Looks what is to be done, one look at a time, and plans the next one.
+  let looking = false, timer = 0;
   async function next() {
+    if (looking) return;
+    looking = true;
+    clearTimeout(timer);
     const found = await ask("next");
-    if (found.join) { byId("join").hidden = false; byId("rank").hidden = true; return; }
-    byId("join").hidden = true;
-    const same = task && found.item === task.item && found.duel === task.duel && !found.wait;
+    looking = false;
+    if (!busy) follow(found);
+    timer = setTimeout(lookAgain, found.prompt ? 5 * POLL : POLL);
+  }
+  function lookAgain() {
+    const idle = !document.hidden && !busy && !places.length && byId("join").hidden;
+    if (idle) next(); else timer = setTimeout(lookAgain, POLL);
+  }
+  function follow(found) {
+    byId("join").hidden = !found.join;
     byId("wait").hidden = !found.wait;
     byId("wait").textContent = found.wait ?? "";
-    byId("rank").hidden = Boolean(found.wait) || found.error !== undefined;
-    if (found.wait) { task = null; setTimeout(next, POLL); return; }
-    if (found.error !== undefined) { setTimeout(next, RETRY); return; }
-    if (same) return;
+    byId("rank").hidden = !found.prompt;
+    if (found.error) byId("fault").textContent = found.error;
+    if (!found.prompt) { task = null; places = []; return; }
+    if (task && found.item === task.item && found.duel === task.duel) return;
     task = found;
     places = [];
+    since = Date.now();
     byId("tie").setAttribute("aria-pressed", "false");
     const voting = found.duel !== undefined;
     byId("how").hidden = byId("for-ranks").hidden = byId("send").hidden = voting;
     byId("how-vote").hidden = byId("neither").hidden = !voting;
-    byId("progress").textContent = voting ? "" : say("progress", { done: found.done + 1, goal: Math.max(found.goal, found.done + 1) });
+    byId("progress").textContent = voting ? "" : found.done < found.goal
+      ? say("progress", { done: found.done + 1, goal: found.goal }) : say("enough", { done: found.done });
     byId("prompt").replaceChildren(...found.prompt.map(({ role, content }) => make("p", {}, make("b", {}, `${role}: `), content)));
     show();
     scrollTo(0, 0);
@@ -93,21 +109,28 @@
   }
 
   async function send(body, path = "label") {
-    if (busy) return;
+    if (busy || Date.now() - since < TOO_FAST) return; // a double tap is not meant for the next prompt
     busy = true;
-    byId("send").disabled = true;
-    const found = await ask(path, body);
+    byId("fault").textContent = "";
+    show();
+    const { error } = await ask(path, body);
+    const found = await ask("next");
     busy = false;
-    if (found.status !== 413) await next();
-    if (task && !byId("rank").hidden) show();
+    follow(found);
+    if (task) show();
+    if (error) byId("fault").textContent = error;
   }
-  const vote = (choice) => send({ duel: task.duel, choice }, "vote");
+  const CHOICES = ["first", "second"];
+  const vote = (choice) => send({ duel: task.duel, choice: CHOICES[choice] ?? "neither" }, "vote");
   const label = (kind, of_ranks) => send({ item: task.item, kind, ranks: of_ranks });
 
+  // Made up here, so that a join whose answer was lost can be sent again.
+  const token = Array.from(crypto.getRandomValues(new Uint8Array(24)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   byId("join").addEventListener("submit", async (event) => {
     event.preventDefault();
-    const found = await ask("join", { nickname: byId("nickname").value });
-    if (found.ok) next();
+    byId("fault").textContent = "";
+    const { error } = await ask("join", { nickname: byId("nickname").value, token });
+    if (error) byId("fault").textContent = error; else next();
   });
   byId("tie").addEventListener("click", () => {
     const pressed = byId("tie").getAttribute("aria-pressed") === "true";
@@ -123,7 +146,7 @@
   byId("send").addEventListener("click", () => label("ranked", ranks()));
   byId("neither").addEventListener("click", () => vote(null));
   document.addEventListener("keydown", (event) => {
-    if (!task || byId("rank").hidden || event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!task || byId("rank").hidden || event.target.matches("input") || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     const index = Number(event.key) - 1;
     if (index >= 0 && index < task.responses.length) byId("responses").children[index].firstChild.click();
     else if (event.key === "=") byId("tie").click();
@@ -131,9 +154,8 @@
     else return;
     event.preventDefault();
   });
-  // A phone that slept, or another tab that went on: look again.
-  document.addEventListener("visibilitychange", () => { if (!document.hidden && byId("join").hidden && !busy) next(); });
-  setInterval(() => { if (!document.hidden && byId("join").hidden && !busy && task && !places.length) next(); }, 5 * POLL);
+  // A phone that slept looks again.
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && !busy && byId("join").hidden) next(); });
 
   next();
 })();

@@ -31,16 +31,16 @@
     byId("agreement").replaceChildren(
       ...line(say("among"), state.agreement), ...line(say("simulated"), state.with_simulated),
       ...line("InstructGPT", { share, low: share - half_width, high: share + half_width }));
-    const { training, votes } = state;
-    byId("training").hidden = !training;
-    if (training) byId("line").textContent = `${say(training.status, { run: training.run })} ${training.status === "done" ? "" : training.line}`;
+    const { training, votes, work } = state;
+    byId("training").hidden = !work;
+    if (work) byId("line").textContent = `${say(work.status)} ${work.line}`;
     byId("winner").hidden = !(votes || state.phase === "vote");
     byId("verdict").replaceChildren(...line(say("ours"), votes, votes ? `, ${say("votes", { number: votes.votes })}` : ""));
     const others = training?.others;
     byId("others").hidden = !others;
     if (others) {
       byId("of-others").replaceChildren(...line(say("everybody"), others.all),
-        ...Object.entries(others.each).filter(([, one]) => one).sort((a, b) => b[1].share - a[1].share).slice(0, 12)
+        ...Object.entries(others.each).filter(([, one]) => one).sort((a, b) => b[1].share - a[1].share)
           .flatMap(([name, one]) => line(name, one)));
     }
     byId("split").replaceChildren(...(state.split.length ? state.split.map(({ prompt, responses }) => make("div", {},
@@ -49,24 +49,27 @@
         make("span", { className: "number" }, String(number)), make("span", {}, text)])))) : [make("p", { className: "soft" }, say("none"))]));
   }
 
+  let said = ""; // by a button; stays until the next one
   async function look() {
     try {
-      const response = await fetch("state");
+      const response = await fetch(`state${location.search}`);
       const state = await response.json();
-      if (response.ok) { show(state); byId("fault").textContent = ""; } else byId("fault").textContent = state.error;
+      if (response.ok) show(state);
+      byId("fault").textContent = response.ok ? said : state.error;
     } catch {
       byId("fault").textContent = say("offline");
     }
   }
   for (const button of document.querySelectorAll("[data-what]")) {
     button.addEventListener("click", async () => {
-      if (button.dataset.what === "train" && !confirm(say("sure"))) return;
+      const sure = { train: "sure", round: "sure_round" }[button.dataset.what];
+      if (sure && !confirm(say(sure))) return;
       const response = await fetch("do", {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...button.dataset }),
       });
       const { error } = await response.json();
+      said = error ?? "";
       await look();
-      if (error) byId("fault").textContent = error;
     });
   }
   look();
