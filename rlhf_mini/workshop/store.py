@@ -260,10 +260,8 @@ class Store:
                 name = "".join(filter(str.isprintable, str(ranking.get("labeler", "file"))))[:24] or "file"
                 if name not in students:
                     nobody = f"imported: {name}"  # no digest, so that no phone can have a token for it
-                    values = (nobody, name, time.time())
-                    db.execute(
-                        "INSERT OR IGNORE INTO students (token_sha256, nickname, joined) VALUES (?, ?, ?)", values
-                    )
+                    query = "INSERT OR IGNORE INTO students (token_sha256, nickname, joined) VALUES (?, ?, ?)"
+                    db.execute(query, (nobody, name, time.time()))
                     found = db.execute("SELECT id FROM students WHERE token_sha256 = ?", (nobody,)).fetchone()
                     students[name] = int(found[0])
                 kind = ALL_BAD if len(set(ranking["ranks"])) == 1 else RANKED

@@ -36,8 +36,8 @@ class RMOptions(RunOptions):
 
     init: str = option(
         "data/judge",
-        "Checkpoint that the reward model starts from: a judge, pretrained on the web's votes; an earlier reward model, "
-        "such as runs/default/rm; or sft for this run's SFT model.",
+        "Checkpoint that the reward model starts from: a judge, pretrained on the web's votes; an earlier reward "
+        "model, such as runs/default/rm; or sft for this run's SFT model.",
     )
     num_train_epochs: PositiveFloat = option(1.0, "Passes over the rankings; InstructGPT saw overfitting after one.")
     batch_size: PositiveInt = option(16, "Prompts in one step, all K responses each (InstructGPT: 64).")
