@@ -194,10 +194,10 @@ parity: .trl-1.12/.installed
 test: | $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# What takes too long for `make test`: every lesson in a kernel of its own, on a nano run that they share, and every bug
-# of the museum, on random models.
+# What takes too long for `make test`: every lesson in a kernel of its own and the class's trainings, on a nano run that
+# they share, and every bug of the museum, on random models.
 test-lessons: | $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom tests/museum $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom tests/museum tests/workshop $(ARGS)
 
 nightly: | $(INSTALLED)
 	FUZZ=nightly KILLS=200 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile tests/test_fuzz.py \

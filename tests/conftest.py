@@ -3,6 +3,8 @@
 import rlhf_mini  # noqa: F401, I001
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.core.examples import Prompt
 from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.inputs import ROOT
 from rlhf_mini.world.base import BaseOptions, new_model, prepare_for_chat, train_tokenizer
 
 TEXTS = ["What colour is a kiwi inside?", "It is green.", "Name the capital of France.", "It is Paris."]
@@ -125,3 +129,15 @@ def nano_run(nano_base: Path, tmp_path: Path) -> CompareOptions:
         options.demonstrations, [{"prompt": PROMPTS[0]["prompt"], "completion": completion, "use_case": "other"}]
     )
     return options
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run "nano" of the shipped base, trained by the nano presets; all processes of pytest share it."""
+    folder = tmp_path_factory.getbasetemp().parent / "lessons"
+    with FileLock(f"{folder}.lock"):
+        for stage in ("sft", "rm", "ppo"):
+            if not (folder / "nano" / stage).exists():
+                command = [sys.executable, "-m", f"stages.{stage}", "--config", f"stages/{stage}/nano.yaml"]
+                subprocess.run([*command, "--runs_dir", str(folder)], cwd=ROOT, check=True)
+    return folder

@@ -1,7 +1,5 @@
 """Every lesson runs from its first cell to its last, at the nano preset."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,31 +9,18 @@ from rlhf_mini.classroom import notebook
 from rlhf_mini.classroom.lesson import RECORDS
 from rlhf_mini.classroom.notebook import tags, text_of
 from rlhf_mini.core.files import read_json
-from rlhf_mini.core.inputs import ROOT
 
 pytestmark = pytest.mark.lessons
 
 
-@pytest.fixture(scope="session")
-def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one nano run, which all processes of pytest share."""
-    folder = tmp_path_factory.getbasetemp().parent / "lessons"
-    with FileLock(f"{folder}.lock"):
-        for stage in ("sft", "rm", "ppo"):
-            if not (folder / "nano" / stage).exists():
-                command = [sys.executable, "-m", f"stages.{stage}", "--config", f"stages/{stage}/nano.yaml"]
-                subprocess.run([*command, "--runs_dir", str(folder)], cwd=ROOT, check=True)
-    return folder
-
-
 @pytest.mark.parametrize("number", notebook.sources())
-def test_a_lesson_runs_with_stubs_and_with_solutions(number: int, runs_dir: Path) -> None:
+def test_a_lesson_runs_with_stubs_and_with_solutions(number: int, trained: Path) -> None:
     """Each check first sees the stub and says what to do, then the solution, and finds it right."""
     path = notebook.source_of(number)
     executed = notebook.with_solutions(notebook.read(path), path)
-    records = runs_dir / "nano" / RECORDS
-    with FileLock(runs_dir / f"{number}.lock"):
-        notebook.execute(executed, {"RUNS_DIR": str(runs_dir), "RUN": "nano", "PRESET": "nano", "PAGES": "1"})
+    records = trained / "nano" / RECORDS
+    with FileLock(trained / f"{number}.lock"):
+        notebook.execute(executed, {"RUNS_DIR": str(trained), "RUN": "nano", "PRESET": "nano", "PAGES": "1"})
     for cell in executed.cells:
         if "check" in tags(cell):
             assert ("✓ Right" if cell.id.endswith("-solved") else "○ Not done yet") in text_of(cell), cell.id
