@@ -141,3 +141,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 command = [sys.executable, "-m", f"stages.{stage}", "--config", f"stages/{stage}/nano.yaml"]
                 subprocess.run([*command, "--runs_dir", str(folder)], cwd=ROOT, check=True)
     return folder
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """Chromium; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser tests")
+    from benchmarks.screenshot import BROWSERS
+
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip("no Chromium on this machine: no browser tests")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import launched
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_mini.core.bootstrap import Estimate
@@ -630,16 +631,8 @@ def test_plots_are_the_same_on_a_machine_without_korean_fonts(recwarn: pytest.Wa
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser tests")
-    from benchmarks.screenshot import BROWSERS
-
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip("no Chromium on this machine: no browser tests")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
