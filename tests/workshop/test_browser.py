@@ -15,22 +15,11 @@ import pytest
 from conftest import launched
 from test_store import item
 
+from benchmarks.phones import CODE, SERVER
 from rlhf_mini.core.examples import Response
 from rlhf_mini.workshop.store import Store
 
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
-SERVER = """
-import argparse, sys
-from pathlib import Path
-import uvicorn
-from rlhf_mini.workshop.app import make_app
-from rlhf_mini.workshop.store import Store
-path, port = Path(sys.argv[1]), int(sys.argv[2])
-options = argparse.Namespace(host="127.0.0.1", run="r", runs_dir=path.parent, language="en", name="ours", prompts=9,
-                             common=3, responses=3)
-app = make_app(Store(path), options, "abc234", "the-secret", f"http://127.0.0.1:{port}")
-uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
-"""
 
 
 class Server:
@@ -48,7 +37,7 @@ class Server:
             try:
                 import urllib.request
 
-                urllib.request.urlopen(f"{self.address}/abc234/", timeout=1)
+                urllib.request.urlopen(f"{self.address}/{CODE}/", timeout=1)
                 return
             except OSError:
                 time.sleep(0.1)
@@ -87,7 +76,7 @@ def phone(browser: Any, server: Server, nickname: str, **more: Any) -> Any:
     page.faults = []
     page.on("dialog", lambda dialog: (page.faults.append(dialog.message), dialog.dismiss()))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.goto(f"{server.address}/abc234/")
+    page.goto(f"{server.address}/{CODE}/")
     page.fill("#nickname", nickname)
     page.click("#join button")
     page.locator("#responses button").nth(2).wait_for()
@@ -169,7 +158,7 @@ def test_a_phone_that_reloads_goes_on_and_the_server_may_be_killed(browser: Any,
 def test_two_tabs_are_one_student(browser: Any, server: Server) -> None:
     page = phone(browser, server, "Ana")
     other = page.context.new_page()
-    other.goto(f"{server.address}/abc234/")
+    other.goto(f"{server.address}/{CODE}/")
     other.locator("#responses button").nth(2).wait_for()
     assert other.locator("#prompt").inner_text() == page.locator("#prompt").inner_text()
     rank(page, "1", "2", "3")
