@@ -113,6 +113,9 @@ lesson.record(
 # the number of demonstrations worth? *noisier* with *cleaner*: what is care worth? An interval says how far the mean
 # would vary with other prompts, not with other demonstrations or another seed.
 #
+# Over five seeds ([docs/bands.md](../docs/bands.md)), both count: ten times as many demonstrations help, and careful
+# writers help more.
+#
 # LIMA says that a model learns almost all of its knowledge in pretraining, and from demonstrations mostly the form of
 # an answer (Zhou et al. 2023). Form needs few examples; but wrong answers teach their form, too: that it is fine to
 # err.
