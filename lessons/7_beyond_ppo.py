@@ -393,8 +393,8 @@ lesson.record(pgr=recovered["PGR"].mean, weak_to_strong=recovered["weak-to-stron
 # **What to look for.** If the student only imitated, its accuracy would be the teacher's. Two things can lift it above:
 # it knows more from pretraining, and the teacher's mistakes are partly random, so that they average out over many
 # labels, as noise does in any regression. Look at the interval of PGR before you believe it: a quotient of two small
-# differences is hard to measure. In our runs the student recovers nothing: over five seeds, PGR lies around zero or
-# below. Burns et al., too, recovered least of the gap for reward models.
+# differences is hard to measure. In our five runs PGR lies on both sides of zero: we have not shown that the student
+# recovers anything. Burns et al., too, recovered least of the gap for reward models.
 
 # %% [markdown] id="quiz"
 # ## Quiz
