@@ -81,7 +81,8 @@ def labels(prompt_ids: list[int], completion_ids: list[int]) -> list[int]:
 check_labels(labels)
 
 # %% [markdown] id="tokens-text"
-# The loss of one held-out demonstration, token by token, before and after this run's SFT:
+# The loss of one held-out demonstration, token by token, before and after this run's SFT. (The run's SFT also goes on with
+# some pretraining texts, as `--ptx_coef` says, so that less is forgotten; the trainings below do not.)
 
 # %% id="tokens"
 base, tuned = lesson.load("base"), lesson.load("sft")

@@ -83,6 +83,9 @@ lesson.record(agreement=among.mean, floor=floor)
 # be expected to get much below it. (A little below is possible: it may learn a taste that its labelers share and gold
 # lacks.)
 #
+# These responses come from several sources, and often one of them answers another question. Samples of one model are
+# harder to tell apart: in lesson 5, the same labelers agree less on those.
+#
 # ## 2. From ranks to a loss
 #
 # The reward model gives each response a score $r$. Bradley and Terry's model (1952) turns two scores into the probability
@@ -392,19 +395,30 @@ for index, name in enumerate(names):
     for kind, asked in zip(counts, (others, left_out, ranks["held-out"]), strict=True):
         counts[kind].append(list(map(accuracy_on_all, scores, asked)))
 pooled = {kind: pool(of_folds) for kind, of_folds in counts.items()}
+before = scores_of(judge, validation)  # what all five started from: it has seen no ranking by any of them
+asked = {"in the group": ranks["training"], "left out": ranks["training"], "held out": ranks["held-out"]}
 table(
-    {"left out": [*names, "all five"]}
-    | {f"accuracy, {kind}": [*map(share, counts[kind]), share(pooled[kind])] for kind in counts}
-)
+    {"left out": [*names, "all five", "the judge, before"]}
+    | {
+        f"accuracy, {kind}": [
+            *map(share, counts[kind]), share(pooled[kind]), share(list(map(accuracy_on_all, before, asked[kind])))
+        ]
+        for kind in counts
+    }
+)  # fmt: skip
 drop = difference(pooled["in the group"], pooled["left out"])
 table({"": ["accuracy in the group minus left out"], "difference": [drop]}, digits=3)
 lesson.record(in_group=share(pooled["in the group"]).mean, left_out_drop=drop.mean)
 
 # %% [markdown] id="labelers-look"
-# **What to look for.** The last line has the paired difference with its interval: does the interval contain 0? Compare the
+# **What to look for.** The second table has the paired difference with its interval: does the interval contain 0? Compare the
 # single rows, too: a labeler who is hard to predict when left out may also be hard to predict for a model that was trained
 # on them. And compare the accuracies with the agreement of section 1: a reward model cannot be expected to agree with
 # people much more often than they agree among themselves.
+#
+# The last row is a warning. The judge that all five started from has seen no ranking by anybody here. If it is as accurate
+# as they are, they have learned little from their labelers, and that they do not lose anything on the one left out is no
+# proof that what labelers teach holds for others.
 #
 # Our labelers are more alike than people: all of them weigh the same few qualities, a little differently. What happens if
 # they really disagree is the question of lesson 5.

@@ -188,9 +188,9 @@ lesson.record(**{f"gold_{name.lower()}": one.gold.mean for name, one in found.it
 # met it.
 #
 # Then put this table beside that of lesson 6. There the *data* changed and the algorithm stayed, here it is the other way
-# round. Which of the two has moved gold more? Over five seeds ([docs/bands.md](../docs/bands.md)), the data sets lie much
-# further apart than these methods. What counts among the methods is whether a reward model scores new samples, not which
-# of PPO, RLOO and GRPO uses the scores.
+# round. Which of the two has moved gold more? Over five seeds ([docs/bands.md](../docs/bands.md)), the data sets, a
+# careless writer's and a hundred demonstrations among them, lie much further apart than these methods. What counts
+# among the methods is whether a reward model scores new samples, not which of PPO, RLOO and GRPO uses the scores.
 
 # %% id="curves" alt="Gold against KL to SFT while each method trains; PPO is one point."
 plot = axes("KL to SFT, nats per response", "gold on validation prompts")
