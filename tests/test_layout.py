@@ -32,7 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "rlhf_mini.museum": (*TOOL, "rlhf_mini.doctor"),
     "rlhf_mini.classroom": (*TOOL, "rlhf_mini.doctor", "rlhf_mini.museum"),
     "rlhf_mini.workshop": (*TOOL, "rlhf_mini.classroom"),
-    "benchmarks": TOOL,
+    "benchmarks": (*TOOL, "rlhf_mini.workshop"),
 }
 
 

@@ -301,7 +301,7 @@ function begin(model, prompt) {
   return { cache, logits: model.logits(hidden, prompt.length - 1) };
 }
 
-// Samples a response token by token: yields each id, the end of text included.
+// Samples a response token by token: yields each id, the closing one included.
 function* sample(model, { cache, logits }, { temperature, seed, limit, eos }) {
   const own = cache.copy(), u = uniforms(seed);
   for (let n = 0; n < Math.min(limit, model.config.n_positions - cache.length); n++) {

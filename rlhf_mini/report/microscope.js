@@ -1,4 +1,4 @@
-// The token microscope: the numbers of each token of a response, recorded or just sampled.
+// What is under the microscope: the numbers of each token of a response, recorded or just sampled.
 
 const FULL_COLOUR = 0.65; // opacity of the colour behind a token whose measure is at the end of the scale or beyond
 const visible = (text) => text.split("\n").join("⏎\n");
