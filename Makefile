@@ -63,7 +63,7 @@ help:
 	@echo '  make parity            record tensors of TRL 1.12.0 as test data                        0.5 min, 0.5 GB'
 	@echo '  make mutants           change the code at random and see whether tests notice           5-10 min, 0.5 GB'
 	@echo '  make test              run all tests                                                    4-7 min, 1.5 GB'
-	@echo '  make test-lessons      run every lesson and every bug of the museum in small            3-6 min, 2 GB'
+	@echo '  make test-lessons      the slow tests: lessons, museum, class and live page             3-6 min, 2 GB'
 	@echo '  make nightly           the randomised tests, with many more cases                       25-40 min, 1.5 GB'
 	@echo '  make lint              check the code with ruff and mypy                                0.5 min, 0.5 GB'
 	@echo '  make clean             delete .venv, .trl-1.12 and caches; keep runs/ and data/'
@@ -195,9 +195,9 @@ test: | $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What takes too long for `make test`: every lesson in a kernel of its own and the class's trainings, on a nano run that
-# they share, and every bug of the museum, on random models.
+# they share; every bug of the museum, on random models; the live page and the class in a browser.
 test-lessons: | $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom tests/museum tests/workshop $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom tests/museum tests/workshop tests/report $(ARGS)
 
 nightly: | $(INSTALLED)
 	FUZZ=nightly KILLS=200 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile tests/test_fuzz.py \

@@ -23,6 +23,7 @@ from rlhf_mini.report import page as report
 from rlhf_mini.report.page import ReportOptions, write_report
 from stages.ppo.losses import gae
 
+pytestmark = pytest.mark.lessons
 ROOT = Path(__file__).parents[2]
 ENGINE = (Path(report.__file__).parent / "gpt2.js").read_text(encoding="utf-8")
 TYPED: Messages = [

@@ -19,6 +19,7 @@ from benchmarks.phones import CODE, SERVER
 from rlhf_mini.core.examples import Response
 from rlhf_mini.workshop.store import Store
 
+pytestmark = pytest.mark.lessons
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 
 
