@@ -443,6 +443,3 @@ if (typeof WorkerGlobalScope !== "undefined") {
   const receive = serve((message) => postMessage(message));
   onmessage = ({ data }) => receive(data);
 }
-if (typeof module !== "undefined") { // for tests outside a browser
-  module.exports = { Tokenizer, GPT2, Cache, unpack, begin, sample, score, look, logSoftmax, serve };
-}
