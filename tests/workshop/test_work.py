@@ -15,7 +15,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.workshop import work
 from rlhf_mini.workshop.sampling import new_round
-from rlhf_mini.workshop.store import Store
+from rlhf_mini.workshop.store import Store, competition
 from rlhf_mini.world.labelers import heldout_labelers
 from stages.ppo import options as ppo_options
 
@@ -45,8 +45,7 @@ def rank(store: Store, students: int, number: int) -> None:
         while (item := store.next_item(student.id, number)) is not None:
             responses = [Response(*each) for each in zip(item.responses, item.ended, strict=True)]
             ranks = labelers[index % len(labelers)].rank(item.example, responses)
-            ranks = [1 + sum(other < one for other in ranks) for one in ranks]
-            store.label(student.id, item.id, "all_bad" if len(set(ranks)) == 1 else "ranked", ranks)
+            store.label(student.id, item.id, "all_bad" if len(set(ranks)) == 1 else "ranked", competition(ranks))
 
 
 @pytest.mark.parametrize("start", ["fresh", "own"])
