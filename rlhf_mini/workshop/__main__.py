@@ -10,7 +10,6 @@ begins another class. docs/class.md is a page for the teacher.
 """
 
 import argparse
-import json
 import secrets
 import socket
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.examples import read_rankings
-from rlhf_mini.core.files import replacing
+from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import check_run_name
 from rlhf_mini.workshop.store import Store
 
@@ -37,8 +36,7 @@ def main() -> None:
     number = getattr(options, "round", 0) or int(store.setting("round", "1"))
     if options.command == "export":
         rankings = list(store.rankings(number, options.hashed))
-        with replacing(options.file) as file:
-            file.writelines(json.dumps(ranking, ensure_ascii=False) + "\n" for ranking in rankings)
+        write_jsonl(options.file, rankings)
         console.print(f"{options.file}: {len(rankings)} rankings of round {number} written", soft_wrap=True)
     elif options.command == "import":
         added = store.take_in(number, read_rankings(options.file))
