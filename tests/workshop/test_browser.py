@@ -156,6 +156,19 @@ def test_a_phone_that_reloads_goes_on_and_the_server_may_be_killed(browser: Any,
     assert len(Store(server.path).labels(1)) == 2 and page.faults == []
 
 
+def test_a_first_look_that_is_answered_late_does_not_hold_up_who_has_joined(browser: Any, server: Server) -> None:
+    page = browser.new_page()
+    held: list[Any] = []
+    page.route("**/next", lambda route: held.append(route) if not held else route.continue_())
+    page.goto(f"{server.address}/{CODE}/")
+    page.fill("#nickname", "Ana")
+    with page.expect_response("**/join"):
+        page.click("#join button")
+    held[0].fulfill(json={"join": True})  # what the server had said before
+    page.locator("#responses button").nth(2).wait_for()
+    assert page.locator("#join").is_hidden()
+
+
 def test_two_tabs_are_one_student(browser: Any, server: Server) -> None:
     page = phone(browser, server, "Ana")
     other = page.context.new_page()

@@ -34,15 +34,22 @@
     }
   }
 
-  // Looks what is to be done, one look at a time, and plans the next one.
-  let looking = false, timer = 0;
-  async function next() {
-    if (looking) return;
-    looking = true;
+  // Asks what is to be done, shows it, and plans the next look. There is one look at a time; who wants one meanwhile
+  // gets a second answer, as the first may be from before a join or a label.
+  let looking = null, again = false, timer = 0;
+  function next() {
+    again = looking !== null;
+    looking ??= look().finally(() => { looking = null; });
+    return looking;
+  }
+  async function look() {
     clearTimeout(timer);
-    const found = await ask("next");
-    looking = false;
-    if (!busy) follow(found);
+    let found;
+    do {
+      again = false;
+      found = await ask("next");
+    } while (again);
+    follow(found);
     timer = setTimeout(lookAgain, found.prompt ? 5 * POLL : POLL);
   }
   function lookAgain() {
@@ -114,9 +121,8 @@
     byId("fault").textContent = "";
     show();
     const { error } = await ask(path, body);
-    const found = await ask("next");
+    await next();
     busy = false;
-    follow(found);
     if (task) show();
     if (error) byId("fault").textContent = error;
   }
