@@ -4,6 +4,7 @@ InstructGPT's reward models agreed with 72.4 % of the training labelers' compari
 The labelers agreed among themselves on 72.6 % and 77.3 % (Ouyang et al. 2022, sections 3.4 and 4.1).
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TypedDict
@@ -12,7 +13,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Prompt, Ranking, Response
+from rlhf_mini.core.examples import Prompt, Ranking, Response, contents
 from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, bootstrap_interval
 from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts
@@ -87,8 +88,10 @@ def rankings_evaluation(
     """The reward model's accuracy on rankings that it was not trained on."""
     prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
     scores = score_groups(model, tokenizer, prompts, [as_responses(ranking) for ranking in rankings])
-    counts = [accuracy(group_scores, each["ranks"]) for group_scores, each in zip(scores, rankings, strict=True)]
-    return {"accuracy/rankings": summary(counts)}
+    counts: dict[str, Count] = defaultdict(lambda: Count(0, 0))  # by prompt, which several people may have ranked
+    for group_scores, ranking in zip(scores, rankings, strict=True):
+        counts[contents(ranking["prompt"])] += accuracy(group_scores, ranking["ranks"])
+    return {"accuracy/rankings": summary(list(counts.values()))}
 
 
 def rank_with_all(labelers: Sequence[Labeler], prompt: Prompt, group: Sequence[Response]) -> list[list[int]]:

@@ -31,7 +31,7 @@ from rlhf_mini.models.text import encode_prompts
 from rlhf_mini.world.heldout import core, held_out_prompts
 from rlhf_mini.world.judge import JudgeOptions, rankings, train_judge
 from rlhf_mini.world.knowledge import load
-from stages.rm import content, likelihood
+from stages.rm import agreement, content, likelihood
 from stages.rm.agreement import simulated_evaluation, summary
 from stages.rm.loss import k_wise_loss
 from stages.rm.options import RMOptions
@@ -602,3 +602,16 @@ def test_no_thread_is_about_a_held_out_prompt() -> None:
     held_out = {fact.entity for fact in facts if fact.part != "seen"}
     said = "\n".join(message["content"] for prompt in prompts for message in prompt)
     assert len(held_out) > 10 and not [entity for entity in held_out if f" {entity}?" in said]
+
+
+def test_rankings_of_one_prompt_are_one_case_for_the_interval(monkeypatch):
+    """Thirty students who rank the same few prompts are not hundreds of independent cases."""
+    monkeypatch.setattr(agreement, "score_groups", lambda model, tokenizer, prompts, groups: [[1.0, 0.0]] * len(groups))
+    rankings = [
+        {"prompt": [{"role": "user", "content": f"Q{n % 2}"}], "responses": ["a", "b"], "ranks": [1 + n % 2, 2 - n % 2]}
+        for n in range(40)
+    ]
+    monkeypatch.setattr(agreement, "encode_prompts", lambda tokenizer, prompts: prompts)
+    found = agreement.rankings_evaluation(None, None, rankings)["accuracy/rankings"]
+    assert (found["prompts"], found["pairs"], found["share"]) == (2, 40, 0.5)
+    assert (found["low"], found["high"]) == (0, 1)
