@@ -160,7 +160,7 @@ class: | $(OUT)/ppo/stage.json $(INSTALLED)
 	@$(PY) -m rlhf_mini.workshop --run $(RUN) $(if $(HOST),--host $(HOST)) --language $(LANGUAGE) $(ARGS)
 
 class-train: | $(OUT)/ppo/stage.json $(INSTALLED)
-	@$(PY) -m rlhf_mini.workshop.work train --run $(RUN) $(ARGS)
+	@$(PY) -m rlhf_mini.workshop train --run $(RUN) $(ARGS)
 
 rank: | $(OUT)/sft/stage.json $(INSTALLED)
 	@$(PY) -m rlhf_mini.classroom.rank --run $(RUN) $(seed) $(ARGS)

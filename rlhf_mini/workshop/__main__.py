@@ -2,6 +2,7 @@
 
     make class                                    # on this computer alone: http://127.0.0.1:8000/...
     make class HOST=0.0.0.0                       # for phones in the same network
+    make class-train                              # what the button "Train on our rankings" does
     python -m rlhf_mini.workshop export class.jsonl --hashed
     python -m rlhf_mini.workshop import class.jsonl
 
@@ -19,6 +20,8 @@ from rlhf_mini.core.console import UserError, console, run
 from rlhf_mini.core.examples import read_rankings
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.options import check_run_name
+from rlhf_mini.core.texts import LANGUAGES
+from rlhf_mini.workshop import work
 from rlhf_mini.workshop.store import Store
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without those that look alike
@@ -28,59 +31,61 @@ LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 def main() -> None:
     options = arguments()
     path = options.runs_dir / options.run / f"{options.name}.sqlite"
-    if options.command is None:
+    if options.command == "serve":
         load_checkpoint(options.runs_dir / options.run / "ppo", "ppo")  # a sentence about what to run, if there is none
     elif not path.is_file():
         raise UserError(f"there is no {path}: `make class` begins one")
     store = Store(path)
-    number = getattr(options, "round", 0) or int(store.setting("round", "1"))
-    if options.command == "export":
+    number = options.round or int(store.setting("round", "1"))
+    if options.command == "serve":
+        serve(store, options, number)
+    elif options.command in ("train", "round"):
+        work.do(store, options, number)
+    elif options.command == "export":
         rankings = list(store.rankings(number, options.hashed))
         write_jsonl(options.file, rankings)
         console.print(f"{options.file}: {len(rankings)} rankings of round {number} written", soft_wrap=True)
-    elif options.command == "import":
+    else:
         added = store.take_in(number, read_rankings(options.file))
         console.print(f"{path}: {added} rankings of {options.file} are now in round {number}", soft_wrap=True)
-    else:
-        serve(store, options, number)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_mini.workshop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, text in (("export", "write the round's rankings to a file"), ("import", "add rankings of a file")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("file", type=Path, help="JSONL of rankings")
-        command.add_argument("--round", type=int, default=0, help="number of the round (default: the present one)")
-        if name == "export":
-            command.add_argument("--hashed", action="store_true", help="digests in the place of nicknames")
     add = parser.add_argument
-    add(
-        "--run",
-        type=check_run_name,
-        default="default",
-        help="finished run whose SFT model is ranked (default: default)",
+    text = (
+        "serve (default): the pages; train: a reward model and a policy on a round's rankings; round: sample what a "
+        "round ranks; export: write a round's rankings to FILE; import: add those of FILE"
     )
+    add("command", nargs="?", choices=("serve", "train", "round", "export", "import"), default="serve",
+        metavar="COMMAND", help=text)  # fmt: skip
+    add("file", nargs="?", type=Path, metavar="FILE", help="JSONL of rankings, of export and import")
+    text = "finished run whose SFT model is ranked (default: default)"
+    add("--run", type=check_run_name, default="default", help=text)
     add("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    add(
-        "--host",
-        default=LOCAL,
-        help=f"address to listen on; 0.0.0.0 for all (default: {LOCAL})",
-    )
+    text = "of the class; its runs are RUN-NAME-1, RUN-NAME-2 (default: ours)"
+    add("--name", type=check_run_name, default="ours", help=text)
+    add("--round", type=int, default=0, help="number of the round, but of serve (default: the present one)")
+    pages = parser.add_argument_group("serve")
+    add = pages.add_argument
+    add("--host", default=LOCAL, help=f"address to listen on; {EVERYWHERE} for all (default: {LOCAL})")
     add("--port", type=int, default=8000, help="port (default: 8000)")
+    add("--language", choices=LANGUAGES, default="en", help="of the projector; phones choose theirs (default: en)")
+    rounds = parser.add_argument_group("serve and round")
+    add = rounds.add_argument
     add("--prompts", type=int, default=60, help="prompts of a round (default: 60)")
     add("--common", type=int, default=5, help="of these, how many everybody gets (default: 5)")
     add("--responses", type=int, choices=range(2, 7), default=4, metavar="K", help="responses to each (default: 4)")
-    add(
-        "--name",
-        type=check_run_name,
-        default="ours",
-        help="of the class; its runs are RUN-NAME-1, RUN-NAME-2 (default: ours)",
-    )
-    add("--language", choices=("en", "ko"), default="en", help="of the projector; phones choose theirs (default: en)")
-    options = parser.parse_args()
+    text = "train: the reward model starts from data/judge (fresh) or from that of RUN (own) (default: fresh)"
+    parser.add_argument("--start", choices=work.STARTS, default="fresh", help=text)
+    parser.add_argument("--hashed", action="store_true", help="export: digests in the place of nicknames")
+    options = parser.parse_intermixed_args()
+    if (options.file is None) != (options.command not in ("export", "import")):
+        parser.error("export and import, and nothing else, take a FILE")
+    if options.round and options.command == "serve":
+        parser.error("--round is not for serve, which goes on with the present one")
     if not 1 <= options.port <= 65535:
         parser.error("--port must be between 1 and 65535")
     if not 1 <= options.common <= options.prompts:
@@ -114,7 +119,9 @@ def serve(store: Store, options: argparse.Namespace, number: int) -> None:
     console.print(f"students:  {address}/{code}/", soft_wrap=True)
     console.print(f"teacher:   {address}/teacher/{secret}   (keep this address to yourself)", soft_wrap=True)
     if options.host == LOCAL:
-        console.print("Only this computer can open them. For phones in the same network: make class HOST=0.0.0.0")
+        console.print(
+            "Only this computer can open them. For phones in the same network: make class HOST=0.0.0.0", soft_wrap=True
+        )
     console.print("Ctrl-C stops; `make class` goes on where it stopped.")
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", access_log=False, server_header=False)
 

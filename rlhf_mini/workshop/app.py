@@ -29,10 +29,11 @@ from rlhf_mini.core.texts import LANGUAGES, Language, Texts, load_texts, script_
 from rlhf_mini.workshop import figures
 from rlhf_mini.workshop.beside import Work
 from rlhf_mini.workshop.store import SKIPPED, Refused, Store, Student, shuffle_of
+from rlhf_mini.workshop.work import STARTS
 
 FOLDER = Path(__file__).parent
 COOKIE, TEACHER = "labeler", "teacher"
-DAY = 86_400  # seconds for which a phone is known
+KNOWN = 60 * 86_400  # seconds for which a browser is known: a course
 MAX_BODY = 4_000  # bytes
 GOAL = 10  # prompts after which a student may stop; there are more for those who like to go on
 HEADERS = {
@@ -157,7 +158,7 @@ class Pages:
         other: Language = "ko" if texts.language == "en" else "en"
         student = self.who(request)
         response = self.page("student.html.jinja", texts, student=student, other=other)
-        response.set_cookie("lang", texts.language, path=f"/{self.code}", samesite="strict", max_age=DAY)
+        response.set_cookie("lang", texts.language, path=f"/{self.code}", samesite="strict", max_age=KNOWN)
         return response
 
     def join(self, request: Request, body: dict[str, Any]) -> Response:
@@ -167,7 +168,7 @@ class Pages:
         token = str(body.get("token", ""))
         self.store.join(str(body.get("nickname", "")), token)
         response = JSONResponse({"ok": True})
-        response.set_cookie(COOKIE, token, path=f"/{self.code}", httponly=True, samesite="strict", max_age=DAY)
+        response.set_cookie(COOKIE, token, path=f"/{self.code}", httponly=True, samesite="strict", max_age=KNOWN)
         return response
 
     def next(self, request: Request, body: dict[str, Any]) -> Response:
@@ -224,7 +225,7 @@ class Pages:
     def enter(self, request: Request, body: dict[str, Any]) -> Response:
         """The secret becomes a cookie, so that it does not stand in the address on the projector."""
         response = RedirectResponse("/teacher/", 303)
-        response.set_cookie(TEACHER, self.secret, path="/teacher", httponly=True, samesite="strict", max_age=DAY)
+        response.set_cookie(TEACHER, self.secret, path="/teacher", httponly=True, samesite="strict", max_age=KNOWN)
         return response
 
     def teacher_page(self, request: Request, body: dict[str, Any]) -> Response:
@@ -237,13 +238,16 @@ class Pages:
         """All that the projector shows; of an earlier round with ?round=1."""
         number = self.round_of(request)
         found = figures.live(self.store, number)
+        votes = self.store.votes(number)
         found |= {
             "round": number,
-            "joined": len(self.store.nicknames()),
+            "rounds": self.round,
+            "students": list(self.store.nicknames().items()),
             "phase": self.phase,
             "training": self.store.training(number),
             "work": self.work.state(),
-            "votes": figures.verdict(self.store.votes(number)),
+            "votes": figures.verdict(votes),
+            "duels": figures.side_by_side(self.store.duels(number), votes),
         }
         return JSONResponse(found)
 
@@ -252,11 +256,13 @@ class Pages:
         return int(asked) if asked.isdecimal() and 0 < int(asked) <= self.round else self.round
 
     def do(self, request: Request, body: dict[str, Any]) -> Response:
-        """A button: rank, vote, train (start: fresh or own), round."""
-        what, number = body.get("what"), self.round
-        if what == "rank" or (what == "vote" and self.store.has_duels(number)):
+        """A button: rank, vote, train (start: fresh or own), round, hide (a student's nickname)."""
+        what, number, student = body.get("what"), self.round, body.get("student")
+        if what == "rank" or (what == "vote" and self.store.duels(number)):
             self.store.set("phase", str(what))
-        elif what == "train" and body.get("start") in ("fresh", "own"):
+        elif what == "hide" and is_id(student):
+            self.store.hide(student)
+        elif what == "train" and body.get("start") in STARTS:
             self.work.begin("train", number, body["start"])
         elif what == "round" and self.store.training(number):
             self.work.begin("round", number + 1)

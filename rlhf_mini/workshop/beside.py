@@ -45,7 +45,7 @@ class Work:
             self.store.set("work", json.dumps({"what": what, "round": number, "status": "running"}))
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "rlhf_mini.workshop.work", *command],
+                    [sys.executable, "-m", "rlhf_mini.workshop", *command],
                     stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 )  # fmt: skip
 
@@ -71,8 +71,8 @@ class Work:
 
 
 def last_line(path: Path) -> str:
-    """What a program said last."""
+    """What a program said last, but for what belongs to an earlier line and stands below it, such as a sample."""
     if not path.is_file():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace")[-2000:].split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:200]
+    return next((line.strip() for line in reversed(lines) if line.strip() and line[0] != " "), "")[:200]

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_mini.core.rankings import Count, agreement, bootstrap_interval
-from rlhf_mini.workshop.store import RANKED, SKIPPED, Item, Label, Store
+from rlhf_mini.workshop.store import RANKED, SKIPPED, Duel, Item, Label, Store
 
 INSTRUCTGPT = {"share": 0.726, "half_width": 0.015}  # training labelers (Ouyang et al. 2022, section 3.4)
 SPLITTING = 3  # pairs of responses that are shown
@@ -63,6 +63,19 @@ def splitting(items: Mapping[int, Item], by_item: Mapping[int, Sequence[Label]])
                 "responses": [[item.responses[first], for_first], [item.responses[second], for_second]],
             }
     return list(shown.values())
+
+
+def side_by_side(duels: Sequence[Duel], votes: Sequence[tuple[int, int, float]]) -> list[dict[str, Any]]:
+    """The responses of both policies, with the votes for each."""
+    for_ours: dict[int, float] = defaultdict(float)
+    for_theirs: dict[int, float] = defaultdict(float)
+    for _, duel, ours in votes:
+        for_ours[duel] += ours
+        for_theirs[duel] += 1 - ours
+    return [
+        {"prompt": one.prompt, "ours": [one.ours, for_ours[one.id]], "theirs": [one.theirs, for_theirs[one.id]]}
+        for one in duels
+    ]
 
 
 def verdict(votes: Sequence[tuple[int, int, float]]) -> dict[str, float] | None:

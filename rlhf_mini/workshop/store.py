@@ -144,6 +144,21 @@ class Store:
     def nicknames(self) -> dict[int, str]:
         return dict(self._db.execute("SELECT id, nickname FROM students ORDER BY id").fetchall())
 
+    def hide(self, student: int) -> None:
+        """Gives a student a number in the place of their nickname, here and in what trainings found."""
+        with self._writing() as db:
+            found = db.execute("SELECT nickname FROM students WHERE id = ?", (student,)).fetchone()
+            if not found:
+                raise Refused("button")
+            name = f"no. {student}"
+            db.execute("UPDATE students SET nickname = ? WHERE id = ?", (name, student))
+            for number, text in db.execute("SELECT round, found FROM trainings").fetchall():
+                training = json.loads(text)
+                each = (training.get("others") or {}).get("each", {})
+                if found[0] in each:
+                    each[name] = each.pop(found[0])
+                    db.execute("UPDATE trainings SET found = ? WHERE round = ?", (dumps(training), number))
+
     # --- ranking -----------------------------------------------------------------------------------------------------
 
     def begin_round(self, number: int, items: Sequence[NewItem], common: int) -> None:
@@ -281,20 +296,17 @@ class Store:
                 [(number, dumps(prompt), ours, theirs) for prompt, ours, theirs in duels],
             )
 
-    def has_duels(self, number: int) -> bool:
-        return self._db.execute("SELECT 1 FROM duels WHERE round = ?", (number,)).fetchone() is not None
+    def duels(self, number: int) -> list[Duel]:
+        rows = self._db.execute(
+            "SELECT id, round, prompt, ours, theirs FROM duels WHERE round = ? ORDER BY id", (number,)
+        )
+        return [Duel(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows.fetchall()]
 
     def next_duel(self, student: int, number: int) -> Duel | None:
         """The next one that a student has not voted on, in an order of their own."""
-        rows = self._db.execute(
-            "SELECT id, round, prompt, ours, theirs FROM duels WHERE round = ? AND id NOT IN "
-            "(SELECT duel FROM votes WHERE student = ?) ORDER BY id",
-            (number, student),
-        ).fetchall()
-        if not rows:
-            return None
-        first = min(rows, key=lambda row: random.Random(f"{student} {row[0]}").random())
-        return Duel(first[0], first[1], json.loads(first[2]), first[3], first[4])
+        voted = {duel for (duel,) in self._db.execute("SELECT duel FROM votes WHERE student = ?", (student,))}
+        rest = [duel for duel in self.duels(number) if duel.id not in voted]
+        return min(rest, key=lambda duel: random.Random(f"{student} {duel.id}").random(), default=None)
 
     def vote(self, student: int, number: int, duel: int, ours: float) -> None:
         """1 for the class's response, 0 for the other, 0.5 for neither; the first vote in a duel counts."""

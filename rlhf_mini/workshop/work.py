@@ -1,8 +1,6 @@
 """What runs beside the server when the teacher presses a button: a training on the class's rankings, or a new round.
 
-    python -m rlhf_mini.workshop.work train --round 1 --start fresh
-
-The app starts this in a process of its own and shows the last line that it prints.
+beside.py starts it in a process of its own; the page shows the last line that it prints.
 """
 
 import argparse
@@ -17,15 +15,15 @@ from typing import Any
 from filelock import Timeout
 
 from rlhf_mini.core.checkpoints import load_checkpoint
-from rlhf_mini.core.console import UserError, console, run
+from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Ranking, contents, read_prompts
 from rlhf_mini.core.files import write_jsonl
-from rlhf_mini.core.options import check_run_name
 from rlhf_mini.core.rankings import Count, accuracy, pairs
 from rlhf_mini.workshop.beside import lock_of
 from rlhf_mini.workshop.figures import share
 from rlhf_mini.workshop.store import Store
 
+STARTS = ("fresh", "own")  # what a reward model starts from: data/judge, or that of the run
 MIN_RANKINGS, MIN_PROMPTS = 20, 5
 RM_STEPS = 40  # at least, by up to four epochs if there are few rankings
 OWN_LEARNING_RATE = 1e-4  # of a reward model that goes on from the run's own: a third of the default
@@ -33,13 +31,8 @@ DUELS = 20
 FOLDS = 5
 
 
-def main() -> None:
-    options = arguments()
-    path = options.runs_dir / options.run / f"{options.name}.sqlite"
-    if not path.is_file():
-        raise UserError(f"there is no {path}: `make class` begins one")
-    store = Store(path)
-    number = options.round or int(store.setting("round", "1"))
+def do(store: Store, options: argparse.Namespace, number: int) -> None:
+    """options.command, "train" or "round", while nothing else is at work; the store says how it ended."""
     record = {"what": options.command, "round": number}
     try:
         with lock_of(store):
@@ -52,7 +45,7 @@ def main() -> None:
                 else:
                     name = class_run(options, number)
                     store.set_training(number, name, options.start, train(store, options, name, number))
-                    console.print(f"done: {options.runs_dir / name}", soft_wrap=True)
+                    console.print(f"class: {options.runs_dir / name} written", soft_wrap=True)
                 store.set("work", json.dumps(record | {"status": "done"}))
             except BaseException:
                 store.set("work", json.dumps(record | {"status": "failed"}))
@@ -64,21 +57,6 @@ def main() -> None:
 def class_run(options: argparse.Namespace, number: int) -> str:
     """The run that a round's rankings train."""
     return f"{options.run}-{options.name}-{number}"
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rlhf_mini.workshop.work", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("command", choices=("train", "round"), help="train on a round's rankings, or sample a new round")
-    add("--round", type=int, default=0, help="number of the round (default: the present one)")
-    text = "what the reward model starts from: fresh: data/judge; own: the reward model of RUN (default: fresh)"
-    add("--start", choices=("fresh", "own"), default="fresh", help=text)
-    add("--run", type=check_run_name, default="default", help="run that the class ranks (default: default)")
-    add("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    add("--name", type=check_run_name, default="ours", help="of the class (default: ours)")
-    for name, number in (("prompts", 60), ("common", 5), ("responses", 4)):
-        add(f"--{name}", type=int, default=number, help=f"of a new round (default: {number})")
-    return parser.parse_args()
 
 
 def train(store: Store, options: argparse.Namespace, name: str, number: int) -> dict[str, Any]:
@@ -150,7 +128,8 @@ def duels(default: Path, ours: Path) -> list[tuple[Messages, str, str]]:
 def predictions(sft: Path, rankings: Sequence[Ranking]) -> dict[str, Any] | None:
     """Cross-validation over students: the share of a student's pairs that a reward model of the others gets right.
 
-    Students are divided into FOLDS groups; None with fewer than two students.
+    Students are divided into FOLDS groups; None with fewer than two students. "before" is what the judge that all of
+    these reward models start from gets right.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -168,24 +147,24 @@ def predictions(sft: Path, rankings: Sequence[Ranking]) -> dict[str, Any] | None
     tokenizer = load_tokenizer(sft)
     judge = "data/judge"
     examples = encode(AutoModelForSequenceClassification.from_pretrained(judge), tokenizer, rankings)
-    counts: dict[str, dict[str, Count]] = defaultdict(dict)  # by student and prompt
+    untrained = AutoModelForSequenceClassification.from_pretrained(judge)
+    before: dict[str, Count] = defaultdict(lambda: Count(0, 0))  # by prompt, whose rankings rise and fall together
+    after: dict[str, Count] = defaultdict(lambda: Count(0, 0))
+    each: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(lambda: Count(0, 0)))  # by student and prompt
     for fold in folds:
-        left_out = {index for student in fold for index in of_student[student]}
-        others = [example for index, example in enumerate(examples) if index not in left_out]
-        model = AutoModelForSequenceClassification.from_pretrained(judge)
+        left_out = [index for student in fold for index in of_student[student]]
+        others = [example for index, example in enumerate(examples) if index not in set(left_out)]
         steps = max(20, math.ceil(len(others) / 16))
-        model = fit(model, others, others[:1], steps=steps, learning_rate=3e-4, sample=1).model
-        for student in fold:
-            indices = of_student[student]
-            for index, scores in zip(indices, scores_of(model, [examples[each] for each in indices]), strict=True):
-                counts[student][contents(rankings[index]["prompt"])] = accuracy(scores, rankings[index]["ranks"])
-    by_prompt: dict[str, Count] = defaultdict(lambda: Count(0, 0))  # one prompt's rankings rise and fall together
-    for of_one in counts.values():
-        for text, count in of_one.items():
-            by_prompt[text] += count
-    each = {student: share(list(of_one.values())) for student, of_one in counts.items()}
-    return {"all": share(list(by_prompt.values())), "each": each}
-
-
-if __name__ == "__main__":
-    run(main)
+        fresh = AutoModelForSequenceClassification.from_pretrained(judge)
+        model = fit(fresh, others, others[:1], steps=steps, learning_rate=3e-4, sample=1).model
+        theirs = [examples[index] for index in left_out]
+        for index, old, new in zip(left_out, scores_of(untrained, theirs), scores_of(model, theirs), strict=True):
+            ranks, prompt = rankings[index]["ranks"], contents(rankings[index]["prompt"])
+            before[prompt] += accuracy(old, ranks)
+            after[prompt] += accuracy(new, ranks)
+            each[str(rankings[index]["labeler"])][prompt] += accuracy(new, ranks)
+    return {
+        "before": share(list(before.values())),
+        "all": share(list(after.values())),
+        "each": {student: share(list(counts.values())) for student, counts in each.items()},
+    }

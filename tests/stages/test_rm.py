@@ -607,7 +607,7 @@ def test_no_thread_is_about_a_held_out_prompt() -> None:
 def test_rankings_of_one_prompt_are_one_case_for_the_interval(monkeypatch):
     """Thirty students who rank the same few prompts are not hundreds of independent cases."""
     monkeypatch.setattr(agreement, "score_groups", lambda model, tokenizer, prompts, groups: [[1.0, 0.0]] * len(groups))
-    rankings = [
+    rankings: list[Any] = [
         {"prompt": [{"role": "user", "content": f"Q{n % 2}"}], "responses": ["a", "b"], "ranks": [1 + n % 2, 2 - n % 2]}
         for n in range(40)
     ]

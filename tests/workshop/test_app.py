@@ -16,6 +16,7 @@ from test_store import item
 from rlhf_mini.core.texts import load_texts, read_texts, read_translated, text_problems
 from rlhf_mini.workshop import app as module
 from rlhf_mini.workshop.app import make_app
+from rlhf_mini.workshop.beside import last_line
 from rlhf_mini.workshop.store import Store
 
 CODE, SECRET, ADDRESS = "abc234", "secret-of-the-teacher", "http://127.0.0.1:8000"
@@ -170,7 +171,7 @@ def test_the_teacher_sees_figures_opens_the_vote_and_takes_the_rankings(connect:
     task = phone.get(f"/{CODE}/next").json()
     phone.post(f"/{CODE}/label", json={"item": task["item"], "kind": "ranked", "ranks": [1, 2, 3]})
     state = teacher.get("/teacher/state").json()
-    assert (state["joined"], state["rankings"], state["phase"]) == (1, 1, "rank")
+    assert (state["students"], state["rankings"], state["phase"]) == ([[1, "Ana"]], 1, "rank")
     assert len(teacher.get("/teacher/rankings.jsonl").text.splitlines()) == 1
     assert "Ana" not in teacher.get("/teacher/rankings.jsonl?hashed=1").text
     assert "Train on the rankings" in teacher.post("/teacher/do", json={"what": "vote"}).json()["error"]
@@ -181,10 +182,38 @@ def test_the_teacher_sees_figures_opens_the_vote_and_takes_the_rankings(connect:
     for wrong in (0, 1.0, None, "third"):
         assert phone.post(f"/{CODE}/vote", json={"duel": duel["duel"], "choice": wrong}).status_code == 400
     assert phone.post(f"/{CODE}/vote", json={"duel": duel["duel"], "choice": choice}).status_code == 200
-    assert teacher.get("/teacher/state").json()["votes"]["share"] == 1.0
+    state = teacher.get("/teacher/state").json()
+    assert state["votes"]["share"] == 1.0
+    (duel,) = state["duels"]
+    assert (duel["ours"], duel["theirs"]) == (["ours", 1.0], ["theirs", 0.0])
     assert "wait" in phone.get(f"/{CODE}/next").json()
     assert teacher.post("/teacher/do", json={"what": "dance"}).status_code == 400
     assert "Train on the rankings" in teacher.post("/teacher/do", json={"what": "round"}).json()["error"]
+
+
+def test_a_nickname_can_be_hidden_everywhere(connect: Connect, store: Store) -> None:
+    join(connect(), "Rude")
+    teacher = enter(connect())
+    store.set_training(1, "r-ours-1", "fresh", {"others": {"each": {"Rude": None, "Bo": None}}})
+    assert teacher.post("/teacher/do", json={"what": "hide", "student": 1}).status_code == 200
+    text = teacher.get("/teacher/state").text
+    assert "Rude" not in text and text.count('"no. 1"') == 2
+    for nobody in (2, -1, "1", None):
+        assert teacher.post("/teacher/do", json={"what": "hide", "student": nobody}).status_code == 400
+
+
+def test_an_earlier_round_can_be_looked_at(connect: Connect, store: Store) -> None:
+    teacher = enter(connect())
+    store.begin_round(2, [item(number) for number in range(5)], common=3)
+    asked = {"": 2, "?round=1": 1, "?round=3": 2, "?round=x": 2}
+    assert {query: teacher.get(f"/teacher/state{query}").json()["round"] for query in asked} == asked
+
+
+def test_the_page_shows_the_last_line_and_not_the_sample_below_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("rm: done\nppo: update 5/60  score +0.3\n    user: Hi\n    model: Ho\n\n", encoding="utf-8")
+    assert last_line(log) == "ppo: update 5/60  score +0.3"
+    assert last_line(tmp_path / "none") == ""
 
 
 def test_training_is_started_once_and_a_failure_is_shown(connect: Connect, store: Store) -> None:

@@ -211,4 +211,12 @@ def test_the_blind_vote(browser: Any, server: Server) -> None:
     page.locator("#wait").wait_for()
     assert sorted(ours for *_, ours in store.votes(1)) == [0.5, 1.0]
     teacher.locator("#verdict", has_text="75 %").wait_for()
+    assert not teacher.locator("#both").is_visible()  # the vote stays blind until the teacher opens it
+    teacher.click("#policies summary")
+    shown = teacher.locator("#both .number").all_inner_texts()
+    assert sorted(shown) == ["default, 0", "default, 0.5", "ours, 0.5", "ours, 1"]
+    teacher.on("dialog", lambda dialog: dialog.accept())
+    teacher.click("text=Names")
+    teacher.click("#names button")
+    teacher.locator("#names button", has_text="no. 1").wait_for()
     assert json.loads(teacher.evaluate("JSON.stringify(document.cookie)")) == ""  # no script can read it

@@ -23,30 +23,66 @@
       make("span", {}, `${percent(share.share)} (${percent(share.low)} – ${percent(share.high)})${more}`)];
   }
 
+  const messages = (prompt) => make("p", { lang: "en" },
+    ...prompt.map(({ role, content }) => make("span", {}, make("b", {}, `${role}: `), content, " ")));
+  // Lines of [what stands before it, text].
+  const pairs = (lines) => make("div", { className: "pair", lang: "en" },
+    ...lines.flatMap(([before, text]) => [make("span", { className: "number" }, before), make("span", {}, text)]));
+  function act(body) {
+    return fetch("do", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  }
+
+  let drawn = {}; // what was shown last, by element: what has not changed stays, with its focus
+  function draw(id, value, made) {
+    const text = JSON.stringify(value);
+    if (drawn[id] === text) return;
+    drawn[id] = text;
+    byId(id).replaceChildren(...made());
+  }
+
   function show(state) {
     for (const name of ["labelers", "rankings"]) byId(name).textContent = state[name];
     byId("prompts").textContent = `${state.prompts}/${state.of_prompts}`;
-    byId("phase").textContent = say("phase", { round: state.round, joined: state.joined, phase: say(state.phase) });
+    byId("phase").textContent = say("phase", { round: state.round, joined: state.students.length, phase: say(state.phase) });
+    byId("rounds").hidden = state.rounds < 2;
+    draw("rounds", [state.rounds, state.round], () => Array.from({ length: state.rounds }, (_, index) => {
+      const link = make("a", { href: `?round=${index + 1}` }, say("round", { round: index + 1 }));
+      if (index + 1 === state.round) link.setAttribute("aria-current", "page");
+      return link;
+    }));
     const { share, half_width } = state.instructgpt;
     byId("agreement").replaceChildren(
       ...line(say("among"), state.agreement), ...line(say("simulated"), state.with_simulated),
       ...line("InstructGPT", { share, low: share - half_width, high: share + half_width }));
     const { training, votes, work } = state;
     byId("training").hidden = !work;
+    const step = work?.status === "running" && /(\d+)\/(\d+)/.exec(work.line);
+    byId("progress").hidden = work?.status !== "running";
+    if (step) Object.assign(byId("progress"), { max: step[2], value: step[1] }); else byId("progress").removeAttribute("value");
     if (work) byId("line").textContent = `${say(work.status)} ${work.line}`;
     byId("winner").hidden = !(votes || state.phase === "vote");
     byId("verdict").replaceChildren(...line(say("ours"), votes, votes ? `, ${say("votes", { number: votes.votes })}` : ""));
+    byId("policies").hidden = !state.duels.length;
+    draw("both", state.duels, () => state.duels.flatMap(({ prompt, ours, theirs }) => [messages(prompt), pairs([
+      [say("of_ours", { votes: ours[1] }), ours[0]], [say("of_default", { votes: theirs[1] }), theirs[0]]])]));
     const others = training?.others;
     byId("others").hidden = !others;
     if (others) {
-      byId("of-others").replaceChildren(...line(say("everybody"), others.all),
+      byId("of-others").replaceChildren(...line(say("before"), others.before), ...line(say("everybody"), others.all),
         ...Object.entries(others.each).filter(([, one]) => one).sort((a, b) => b[1].share - a[1].share)
           .flatMap(([name, one]) => line(name, one)));
     }
-    byId("split").replaceChildren(...(state.split.length ? state.split.map(({ prompt, responses }) => make("div", {},
-      make("p", { lang: "en" }, ...prompt.map(({ role, content }) => make("span", {}, make("b", {}, `${role}: `), content, " "))),
-      make("div", { className: "pair", lang: "en" }, ...responses.flatMap(([text, number]) => [
-        make("span", { className: "number" }, String(number)), make("span", {}, text)])))) : [make("p", { className: "soft" }, say("none"))]));
+    draw("split", state.split, () => (state.split.length ? state.split.flatMap(({ prompt, responses }) =>
+      [messages(prompt), pairs(responses.map(([text, number]) => [String(number), text]))]) : [make("p", { className: "soft" }, say("none"))]));
+    draw("names", state.students, () => state.students.map(([id, nickname]) => {
+      const button = make("button", { type: "button", title: say("hide") }, nickname);
+      button.addEventListener("click", async () => {
+        if (!confirm(say("sure_hide", { nickname }))) return;
+        await act({ what: "hide", student: id });
+        await look();
+      });
+      return button;
+    }));
   }
 
   let said = ""; // by a button; stays until the next one
@@ -64,10 +100,7 @@
     button.addEventListener("click", async () => {
       const sure = { train: "sure", round: "sure_round" }[button.dataset.what];
       if (sure && !confirm(say(sure))) return;
-      const response = await fetch("do", {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...button.dataset }),
-      });
-      const { error } = await response.json();
+      const { error } = await (await act({ ...button.dataset })).json();
       said = error ?? "";
       await look();
     });
