@@ -72,8 +72,9 @@ class RowKeys(TypedDict):
     novel: NotRequired[Label]
 
 
-# Limits in bytes of JSON. With both reached, the page stays under 3 MB; the mini world needs 1.2 MB and 0.3 MB.
-MAX_BYTES = {"prompts": 1_500_000, "looks": 900_000}
+# Bytes of JSON. The models take up 10.2 MB at most (live.py) and the rest 0.3 MB: the page stays under 12 MB. The mini
+# world needs 1.1 MB and 0.3 MB.
+MAX_PROMPTS, MAX_LOOKS = 1_150_000, 350_000
 
 
 @dataclass(frozen=True)
@@ -249,10 +250,10 @@ def pack_explorer(rows: Sequence[Row], looks: Mapping[int, dict[str, Look]], tex
         )
         for name, (title, how) in MEASURES.items()
     }
-    fitting_looks = dict(fitting(looks.items(), MAX_BYTES["looks"]))
+    fitting_looks = dict(fitting(looks.items(), MAX_LOOKS))
     with_look_first = sorted(range(len(rows)), key=lambda index: index not in fitting_looks)
     packed = ((index, pack_prompt(rows[index], index)) for index in with_look_first)
-    prompts = dict(fitting(packed, MAX_BYTES["prompts"]))
+    prompts = dict(fitting(packed, MAX_PROMPTS))
     return Explorer(
         stages={name: STAGE_TITLES[name] for name in STAGES},
         measures=measures,
@@ -291,7 +292,8 @@ def fitting(items: Iterable[T], size: int) -> list[T]:
     """The first items whose JSON takes up at most `size` bytes."""
     taken = []
     for item in items:
-        size -= len(json.dumps(item, default=dataclasses.asdict)) + 2
+        text = json.dumps(item, default=dataclasses.asdict, separators=(",", ":"))
+        size -= len(text) + 1  # ASCII, as in the page
         if size < 0:
             break
         taken.append(item)

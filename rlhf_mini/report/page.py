@@ -14,8 +14,7 @@ import base64
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
-from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import damaged, plain, read_jsonl, replacing
@@ -34,8 +32,9 @@ from rlhf_mini.evaluation.answers import JUDGES, PAIRS
 from rlhf_mini.evaluation.runs import find_checkpoints, measuring, tool_command
 from rlhf_mini.evaluation.schema import PooledEvaluation, Study, Summary, read
 from rlhf_mini.report import plots
-from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, Cost, costs
+from rlhf_mini.report.cost import COUNTED, STAGE_TITLES, costs
 from rlhf_mini.report.explorer import STAGES, Row, RowKeys, look_at, pack_explorer, pick
+from rlhf_mini.report.findings import elo, findings, number, share, summary
 from rlhf_mini.report.live import pack_run
 from rlhf_mini.world.gold import WEIGHTS
 from stages.ppo.options import names_function
@@ -212,138 +211,6 @@ def script() -> str:
 def csp_hash(script: str) -> str:
     """The name by which a Content-Security-Policy allows this script to run."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def summary(texts: Texts, evaluation: PooledEvaluation, reward: str = "") -> list[str]:
-    """Three sentences about the results; one whose numbers could not be measured is left out.
-
-    `reward` is PPO's --reward, "" if it was trained on the run's reward model.
-    """
-    known_judges = (
-        judge for judge, rates in evaluation.win_rates.items() if judge in JUDGES and known(*rates.values())
-    )
-    judge = next(known_judges, "rm")
-    rates = evaluation.win_rates[judge]
-    pooled = texts("summary.pooled", runs=", ".join(evaluation.runs)) if len(evaluation.runs) > 1 else ""
-    sentences = [
-        texts(
-            "summary.wins", prompts=f"{evaluation.prompts:,}", pooled=pooled, sft=share(texts, rates["sft/base"]),
-            ppo=share(texts, rates["ppo/sft"]), judge=texts.of(f"judge.{judge}", JUDGES[judge]),
-        )
-    ]  # fmt: skip
-    base, sft, ppo = (evaluation.stages[stage] for stage in STAGES)
-    brief = partial(number, texts, interval=False)
-    golds, scores = [stage["gold"] for stage in (base, sft, ppo)], [stage["rm_score"] for stage in (sft, ppo)]
-    if known(*golds, *scores):
-        of_stages = dict(zip(("base", "sft", "ppo", "before", "after"), map(brief, [*golds, *scores]), strict=True))
-        sentences.append(texts("summary.scores_own_reward" if reward else "summary.scores", **of_stages))
-    changes = {part: ppo[part].mean - sft[part].mean for part in WEIGHTS if known(sft[part], ppo[part])}
-    if changes:
-        most, least = max(changes, key=lambda part: changes[part]), min(changes, key=lambda part: changes[part])
-        sentences.append(
-            texts(
-                "summary.lost" if changes[least] < 0 else "summary.gained",
-                most=texts.named("part", most), most_before=brief(sft[most]), most_after=brief(ppo[most]),
-                least=texts.named("part", least), least_before=brief(sft[least]), least_after=brief(ppo[least]),
-                kl=brief(ppo["kl"]),
-            )
-        )  # fmt: skip
-    return sentences
-
-
-def findings(
-    texts: Texts,
-    evaluation: PooledEvaluation,
-    iterations: list[dict[str, Any]],
-    study: Study | None,
-    spent: list[Cost],
-    ppo: Checkpoint,
-) -> dict[str, str]:
-    """By section, the line that it is folded behind."""
-    brief = partial(number, texts, interval=False)
-    judge = next((name for name, rates in evaluation.win_rates.items() if known(rates["ppo/sft"])), "rm")
-    found = {
-        "win-rates": texts(
-            "finding.wins", ppo=share(texts, evaluation.win_rates[judge]["ppo/sft"], interval=False),
-            sft=share(texts, evaluation.win_rates[judge]["sft/base"], interval=False),
-            judge=texts.of(f"judge.{judge}", JUDGES.get(judge, judge)),
-        ),
-        "baselines": texts("finding.baselines_none"),
-        "microscope": texts("finding.microscope"),
-        "curves": texts("finding.curves_none"),
-        "overopt": texts("finding.overopt_none"),
-        "use-cases": texts("finding.groups_none"),
-        "cost": texts("finding.cost", seconds=f"{spent[-1].seconds:,.0f}", memory=f"{spent[-1].memory:,.0f}"),
-        "provenance": texts("finding.provenance", seed=ppo.info["seed"]),
-    }  # fmt: skip
-    cheaper = {
-        name: one
-        for name, one in evaluation.baselines.items()
-        if not name.startswith("ppo") and known(one.estimates["gold"], one.ppo_minus)
-    }
-    if cheaper:
-        name = max(cheaper, key=lambda name: cheaper[name].estimates["gold"].mean)
-        found["baselines"] = texts(
-            "finding.baselines", title=texts.of(f"baseline.{name}.title", cheaper[name].title),
-            gold=brief(cheaper[name].estimates["gold"]), minus=number(texts, cheaper[name].ppo_minus),
-        )  # fmt: skip
-    logged = [line for line in iterations if "objective/scores" in line and "objective/kl" in line]
-    if logged:
-        first, last = (Estimate(*3 * (line["objective/scores"],)) for line in (logged[0], logged[-1]))
-        kl = Estimate(*3 * (logged[-1]["objective/kl"],))
-        found["curves"] = texts("finding.curves", before=brief(first), after=brief(last), kl=brief(kl))
-    points = study.scenarios[0].ppo[0].points if study and study.scenarios and study.scenarios[0].ppo else []
-    if points:
-        last_point = max(points, key=lambda point: point.kl)
-        found["overopt"] = texts(
-            "finding.overopt", kl=f"{last_point.kl:.1f}", proxy=brief(last_point.proxy), gold=brief(last_point.gold)
-        )
-    gains = {name: group.gold["ppo"].mean - group.gold["sft"].mean for name, group in evaluation.use_cases.items()
-             if known(group.gold["ppo"], group.gold["sft"])}  # fmt: skip
-    if gains:
-        most, least = max(gains, key=lambda name: gains[name]), min(gains, key=lambda name: gains[name])
-        found["use-cases"] = texts(
-            "finding.groups", most=texts.named("use_case", most), most_gain=f"{gains[most]:+.2f}".replace("-", "−"),
-            least=texts.named("use_case", least), least_gain=f"{gains[least]:+.2f}".replace("-", "−"),
-        )  # fmt: skip
-    changed = [
-        (probe.stages["ppo"].mean - probe.stages["sft"].mean) * (-1 if probe.better == "lower" else 1)
-        for probe in evaluation.probes.values()
-        if known(probe.stages["ppo"], probe.stages["sft"])
-    ]
-    found["probes"] = texts(
-        "finding.probes", better=sum(one > 0 for one in changed), worse=sum(one < 0 for one in changed),
-        number=len(changed),
-    )  # fmt: skip
-    return found
-
-
-# --- numbers in words ------------------------------------------------------------------------------------------------
-
-
-def known(*estimates: Estimate) -> bool:
-    return not any(math.isnan(estimate.mean) for estimate in estimates)
-
-
-def share(texts: Texts, estimate: Estimate, interval: bool = True) -> str:
-    """A share as a percentage with its interval: 80% (78 to 83%)."""
-    return formatted(texts, estimate, lambda x: f"{100 * x:.0f}", "%", interval)
-
-
-def number(texts: Texts, estimate: Estimate, interval: bool = True) -> str:
-    return formatted(texts, estimate, lambda x: f"{x:.2f}".replace("-", "−"), "", interval)
-
-
-def elo(texts: Texts, estimate: Estimate) -> str:
-    fixed = estimate == Estimate(0.0, 0.0, 0.0)  # the player that the others are measured against
-    return formatted(texts, estimate, lambda x: f"{x:.0f}".replace("-", "−"), "", interval=not fixed)
-
-
-def formatted(texts: Texts, estimate: Estimate, form: Callable[[float], str], unit: str, interval: bool) -> str:
-    if not known(estimate):
-        return "–"
-    around = texts("number.range", low=form(estimate.low), high=f"{form(estimate.high)}{unit}")
-    return f"{form(estimate.mean)}{unit}" + (f" ({around})" if interval else "")
 
 
 def power_of_ten(value: float | None) -> str:

@@ -53,7 +53,8 @@ from rlhf_mini.report import cost, explorer, plots
 from rlhf_mini.report import page as report
 from rlhf_mini.report.cost import Work, costs, work
 from rlhf_mini.report.explorer import fitting, pick
-from rlhf_mini.report.page import ReportOptions, script_json, summary, write_report
+from rlhf_mini.report.findings import summary
+from rlhf_mini.report.page import ReportOptions, script_json, write_report
 from rlhf_mini.report.translation import english_texts
 from rlhf_mini.world.gold import WEIGHTS
 from stages.ppo.options import PPOOptions
@@ -435,7 +436,7 @@ def test_an_svg_takes_the_colours_of_the_page() -> None:
 
 
 def test_a_page_of_any_run_stays_small(copy: ReportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fitting(["a", "bb", "c"], 5 + 6) == ["a", "bb"]  # each with its quotes and separator
+    assert fitting(["a", "bb", "c"], 4 + 5) == ["a", "bb"]  # each with its quotes and separator
     many = [{**ROWS[0], "id": f"t-{n}"} for n in range(9000)]
     write_jsonl(copy.run_dir / "compare.jsonl", many)
     path = write_report(copy, "")
