@@ -26,7 +26,6 @@ from rlhf_mini.workshop.store import Store
 STARTS = ("fresh", "own")  # what a reward model starts from: data/judge, or that of the run
 MIN_RANKINGS, MIN_PROMPTS = 20, 5
 RM_STEPS = 40  # at least, by up to four epochs if there are few rankings
-OWN_LEARNING_RATE = 1e-4  # of a reward model that goes on from the run's own: a third of the default
 DUELS = 20
 FOLDS = 5
 
@@ -84,9 +83,7 @@ def train(store: Store, options: argparse.Namespace, name: str, number: int) -> 
     write_jsonl(making / "rankings.jsonl", rankings)
     batch = 4 if len(rankings) < 200 else 16
     shared: dict[str, Any] = {"run": making.name, "runs_dir": str(options.runs_dir), "save_steps": 0}
-    own: dict[str, Any] = {}
-    if options.start == "own":
-        own = {"init": str(default / "rm"), "learning_rate": OWN_LEARNING_RATE}
+    own = {"init": str(default / "rm")} if options.start == "own" else {}
     train_rm(
         RMOptions(
             **shared, **own, rankings=str(making / "rankings.jsonl"), batch_size=batch,
