@@ -83,7 +83,7 @@ def train(store: Store, options: argparse.Namespace, name: str, number: int) -> 
     write_jsonl(making / "rankings.jsonl", rankings)
     batch = 4 if len(rankings) < 200 else 16
     shared: dict[str, Any] = {"run": making.name, "runs_dir": str(options.runs_dir), "save_steps": 0}
-    own = {"init": str(default / "rm")} if options.start == "own" else {}
+    own: dict[str, Any] = {"init": str(default / "rm")} if options.start == "own" else {}
     train_rm(
         RMOptions(
             **shared, **own, rankings=str(making / "rankings.jsonl"), batch_size=batch,
