@@ -1,4 +1,4 @@
-"""Imports go one way: core <- models <- training <- stages <- tools, without circles, and no stage knows another."""
+"""Imports go one way: core <- models <- data, training <- stages <- tools, without circles, and no stage knows another."""
 
 import ast
 import sys
@@ -14,12 +14,13 @@ STAGES = ("sft", "rm", "ppo")
 
 # What each folder may import of the project, besides itself. Only data-making and tools know the mini world. It ships a
 # judge, and takes from the reward model's stage how to train one.
-CORE, MODELS, TRAINING = "rlhf_mini.core", "rlhf_mini.models", "rlhf_mini.training"
+CORE, DATA, MODELS, TRAINING = "rlhf_mini.core", "rlhf_mini.data", "rlhf_mini.models", "rlhf_mini.training"
 WORLD, EVALUATION = "rlhf_mini.world", "rlhf_mini.evaluation"
-SHARED = (CORE, MODELS, TRAINING)
+SHARED = (CORE, DATA, MODELS, TRAINING)
 TOOL = (*SHARED, WORLD, EVALUATION, "stages")
 ALLOWED: dict[str, tuple[str, ...]] = {
     CORE: (),
+    DATA: (CORE, MODELS),
     MODELS: (CORE,),
     TRAINING: (CORE, MODELS),
     WORLD: (*SHARED, "stages.rm"),

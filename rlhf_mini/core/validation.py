@@ -27,7 +27,11 @@ _BOUNDS = ("gt", "ge", "lt", "le")
 
 def is_utf8(text: str) -> bool:
     """Whether UTF-8 can encode it: it holds no half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sentence(fault: ErrorDetails, name: str) -> str:

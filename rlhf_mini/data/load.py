@@ -1,0 +1,249 @@
+"""Examples for the stages, from a file or data set in any of the formats: what fits is used, what does not is counted.
+
+    demonstrations = load("sft", "alpaca_data.json", "demonstrations")
+    # sft: alpaca_data.json is in the format alpaca: 52,002 demonstrations
+
+A record is used, or it is rejected with its place and the reason. Examples that would take up much memory are on the
+disk instead, in a file that is mapped into memory and vanishes with them.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, overload
+
+from rlhf_mini.core.console import UserError, console, track
+from rlhf_mini.core.examples import Demonstration, Prompt, Ranking
+from rlhf_mini.data.formats import FORMATS, Format, Item, Outcome, Placed, Text, Unusable, recognised
+from rlhf_mini.data.records import Broken, Record, read_records
+
+Kind = Literal["demonstrations", "rankings", "prompts", "texts"]
+LOOKED_AT = 100  # records by which a format is recognised
+IN_MEMORY = 64_000_000  # characters of JSON; examples beyond that are on the disk
+OWN = {"prompt-completion", "ranking", "prompt", "text"}  # formats of which nobody needs to be told
+
+
+class Rejected(NamedTuple):
+    """A record that is not used."""
+
+    place: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """What became of the records of a source: records = used + len(rejected)."""
+
+    source: str
+    format: str = ""
+    records: int = 0
+    used: int = 0
+    repeated: int = 0
+    """Examples that stand there before, word for word. They are used again: two people may have said the same."""
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+@overload
+def load(stage: str, source: str, kind: Literal["demonstrations"], strict: bool = False) -> Sequence[Demonstration]: ...
+@overload
+def load(stage: str, source: str, kind: Literal["rankings"], strict: bool = False) -> Sequence[Ranking]: ...
+@overload
+def load(stage: str, source: str, kind: Literal["prompts"], strict: bool = False) -> Sequence[Prompt]: ...
+@overload
+def load(stage: str, source: str, kind: Literal["texts"], strict: bool = False) -> Sequence[str]: ...
+def load(stage: str, source: str, kind: Kind, strict: bool = False) -> Sequence[Any]:
+    """The examples of `source`, as the stage reads them.
+
+    Args:
+        stage: begins the line that says what was recognised and left out.
+        source: as in `read_records`; "hh-rlhf:FILE" names the format, which is recognised otherwise.
+        strict: raise at the first record that cannot be used.
+
+    Raises:
+        UserError: it cannot be read, or not one record can be used; with `strict`, if one cannot.
+    """
+    report = Report(source)
+    examples = collected(examples_of(source, kind, report, strict))
+    first = report.rejected[0] if report.rejected else None
+    if not examples:
+        why = f"{first.place} is rejected, {first.reason}" if first else "it is empty"
+        raise UserError(f"{report.source}, as {report.format or 'data'}, has no {kind}: {why}")
+    if report.format not in OWN or first:
+        line = f"{stage}: {report.source} is in the format {report.format}: {len(examples):,} {kind}"
+        if first:
+            left_out = f"{len(report.rejected):,} of {report.records:,} records are left out"
+            line += f"; {left_out}, the first is {first.place}: {first.reason}"
+        console.print(line, soft_wrap=True)
+    return examples
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def examples_of(source: str, kind: Kind, report: Report, strict: bool = False) -> Iterator[Any]:
+    """The examples of one kind, one by one. A record of which nothing becomes an example is rejected, too."""
+    seen: set[int] = set()
+    for found in outcomes(source, report):
+        made, reason = made_of(found, MAKE[kind])
+        if made:
+            report.used += len(found.places)
+        elif strict:
+            raise UserError(f"{report.source}, {found.places[0]}: {reason}")
+        else:
+            report.rejected += [Rejected(place, reason) for place in found.places]
+        for example in made:
+            key = hash(json.dumps(example, sort_keys=True))
+            report.repeated += key in seen
+            seen.add(key)
+            yield example
+
+
+def made_of(found: Outcome, make: Callable[[Item | Text], Any]) -> tuple[list[Any], str]:
+    """The examples among the items, and the first reason why an item is none."""
+    made, reasons = [], [found.reason] if found.reason else []
+    for item in found.items:
+        try:
+            made.append(make(item))
+        except Unusable as fault:
+            reasons.append(str(fault))
+    return made, next(iter(reasons), "it says nothing")
+
+
+def outcomes(source: str, report: Report) -> Iterator[Outcome]:
+    """What became of every record; `report` gets its source, its format and the number of records.
+
+    Raises:
+        UserError: the source cannot be read, or looks like no format.
+    """
+    name, colon, rest = source.partition(":")
+    given = FORMATS.get(name) if colon else None
+    report.source = rest if given else source
+    places = read_records(report.source)
+    looked_at = list(islice(places, LOOKED_AT))
+    form = given or recognised(record for _, record in looked_at if not isinstance(record, Broken))
+    if form is None:
+        raise UserError(f"{report.source} holds nothing that looks like a known format: {first_of(looked_at)}")
+    report.format = form.name
+    unfit: list[Outcome] = []
+    for found in form.outcomes(fitting(form, counted(chain(looked_at, places), report), unfit)):
+        yield from unfit
+        unfit.clear()
+        yield found
+    yield from unfit
+
+
+def first_of(looked_at: Sequence[tuple[str, Record | Broken]]) -> str:
+    if not looked_at:
+        return "it is empty"
+    place, record = looked_at[0]
+    return f"{place} is {record.reason}" if isinstance(record, Broken) else f"{place} has {keys_of(record)}"
+
+
+def keys_of(record: Record) -> str:
+    return f"the keys {', '.join(map(repr, list(record)[:8]))[:200]}" if record else "no keys"
+
+
+def counted(places: Iterable[tuple[str, Record | Broken]], report: Report) -> Iterator[tuple[str, Record | Broken]]:
+    for place in places:
+        report.records += 1
+        yield place
+
+
+def fitting(form: Format, places: Iterable[tuple[str, Record | Broken]], unfit: list[Outcome]) -> Iterator[Placed]:
+    """The records that look like the format; the others become outcomes in `unfit`."""
+    for place, record in places:
+        if isinstance(record, Broken):
+            unfit.append(Outcome([place], [], record.reason))
+        elif not form.fits(record):
+            unfit.append(Outcome([place], [], f"not in the format {form.name}: it has {keys_of(record)}"))
+        else:
+            yield place, record
+
+
+# --- as what the stages read -----------------------------------------------------------------------------------------
+
+
+def as_demonstration(item: Item | Text) -> Demonstration:
+    """The prompt with its best response."""
+    if isinstance(item, Text) or not item.responses:
+        raise Unusable("it has no response to a prompt, as a demonstration would")
+    best = item.responses[item.ranks.index(min(item.ranks)) if item.ranks else 0]
+    if not best.strip():
+        raise Unusable("the response is blank")
+    completion = [{"role": "assistant", "content": best}]
+    return cast(Demonstration, {"prompt": item.prompt, "completion": completion, **item.more})
+
+
+def as_ranking(item: Item | Text) -> Ranking:
+    if isinstance(item, Text) or item.ranks is None:
+        raise Unusable("it has no two responses that somebody compared, as a ranking would")
+    if len(set(item.responses)) < len(item.responses) and "ended" not in item.more:
+        raise Unusable("a response stands there twice")
+    return cast(Ranking, {"prompt": item.prompt, "responses": item.responses, "ranks": item.ranks, **item.more})
+
+
+def as_prompt(item: Item | Text) -> Prompt:
+    if isinstance(item, Text):
+        raise Unusable("it is a text without a prompt")
+    return cast(Prompt, {"prompt": item.prompt, **item.more})
+
+
+def as_text(item: Item | Text) -> str:
+    if isinstance(item, Item):
+        raise Unusable("it is no plain text")
+    return item.text
+
+
+MAKE: dict[Kind, Callable[[Item | Text], Any]] = {
+    "demonstrations": as_demonstration,
+    "rankings": as_ranking,
+    "prompts": as_prompt,
+    "texts": as_text,
+}
+
+
+# --- keeping ---------------------------------------------------------------------------------------------------------
+
+
+def collected(examples: Iterable[Any]) -> Sequence[Any]:
+    """The examples as a list or, if they are many, as `OnDisk`."""
+    kept: list[Any] = []
+    size = 0
+    rest = iter(examples)
+    for example in rest:
+        kept.append(example)
+        size += len(json.dumps(example))
+        if size > IN_MEMORY:
+            return OnDisk(chain(kept, rest))
+    return kept
+
+
+class OnDisk(Sequence[Any]):
+    """Examples in an Arrow file that is mapped into memory: reading one takes a tenth of a millisecond."""
+
+    def __init__(self, examples: Iterable[Any]) -> None:
+        from datasets import Dataset, Features, Value
+        from datasets.arrow_writer import ArrowWriter
+
+        self._folder = tempfile.TemporaryDirectory(prefix="rlhf_mini-")  # removed with this object
+        path = str(Path(self._folder.name) / "examples.arrow")
+        with ArrowWriter(path=path, features=Features({"json": Value("large_string")})) as writer:
+            for example in track(examples, "reading a large file"):
+                writer.write({"json": json.dumps(example, ensure_ascii=False)})
+            writer.finalize()
+        self._rows = Dataset.from_file(path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return json.loads(self._rows[index]["json"])
