@@ -1,4 +1,4 @@
-"""Imports go one way: core <- models <- data, training <- stages <- tools, without circles, and no stage knows another."""
+"""Imports go one way: core, models, data and training, stages, tools; without circles, and no stage knows another."""
 
 import ast
 import sys

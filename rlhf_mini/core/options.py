@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 import yaml
 from annotated_types import Ge, Le
@@ -88,6 +88,16 @@ class RunOptions:
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.run
+
+
+@options
+class DataOptions(RunOptions):
+    """What the stages take that read examples. A file of examples may be in any format of rlhf_mini/data/formats.py."""
+
+    strict: bool = option(False, "Stop at a record that cannot be used, instead of leaving it out and saying so.")
+    too_long: Literal["drop", "cut"] = option(
+        "drop", "What is longer than the model's context: drop it, or cut off the beginning of its prompt."
+    )
 
 
 def parse_options(cls: type[T], argv: Sequence[str] | None = None, prog: str | None = None, description: str = "") -> T:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
 
 from rlhf_mini.core.console import UserError, console, track
 from rlhf_mini.core.examples import Demonstration, Prompt, Ranking
 from rlhf_mini.data.formats import FORMATS, Format, Item, Outcome, Placed, Text, Unusable, recognised
 from rlhf_mini.data.records import Broken, Record, read_records
 
+T = TypeVar("T")
 Kind = Literal["demonstrations", "rankings", "prompts", "texts"]
 LOOKED_AT = 100  # records by which a format is recognised
 IN_MEMORY = 64_000_000  # characters of JSON; examples beyond that are on the disk
@@ -118,9 +119,7 @@ def outcomes(source: str, report: Report) -> Iterator[Outcome]:
     Raises:
         UserError: the source cannot be read, or looks like no format.
     """
-    name, colon, rest = source.partition(":")
-    given = FORMATS.get(name) if colon else None
-    report.source = rest if given else source
+    given, report.source = named(source)
     places = read_records(report.source)
     looked_at = list(islice(places, LOOKED_AT))
     form = given or recognised(record for _, record in looked_at if not isinstance(record, Broken))
@@ -133,6 +132,17 @@ def outcomes(source: str, report: Report) -> Iterator[Outcome]:
         unfit.clear()
         yield found
     yield from unfit
+
+
+def named(source: str) -> tuple[Format | None, str]:
+    """The format that "FORMAT:FILE" names, and the file."""
+    name, colon, rest = source.partition(":")
+    return (FORMATS[name], rest) if colon and name in FORMATS else (None, source)
+
+
+def files_among(sources: Iterable[str]) -> list[str]:
+    """The files that these sources are read from, and no data sets; "" is none."""
+    return [file for source in sources if Path(file := named(source)[1]).is_file()]
 
 
 def first_of(looked_at: Sequence[tuple[str, Record | Broken]]) -> str:
@@ -208,23 +218,27 @@ MAKE: dict[Kind, Callable[[Item | Text], Any]] = {
 # --- keeping ---------------------------------------------------------------------------------------------------------
 
 
-def collected(examples: Iterable[Any]) -> Sequence[Any]:
-    """The examples as a list or, if they are many, as `OnDisk`."""
-    kept: list[Any] = []
+def collected(examples: Iterable[T], make: Callable[..., T] | None = None) -> Sequence[T]:
+    """The examples as a list or, if they are many, as `OnDisk`.
+
+    Args:
+        make: the type of named tuples, which the disk would turn into lists.
+    """
+    kept: list[T] = []
     size = 0
     rest = iter(examples)
     for example in rest:
         kept.append(example)
         size += len(json.dumps(example))
         if size > IN_MEMORY:
-            return OnDisk(chain(kept, rest))
+            return OnDisk(chain(kept, rest), make)
     return kept
 
 
-class OnDisk(Sequence[Any]):
+class OnDisk(Sequence[T]):
     """Examples in an Arrow file that is mapped into memory: reading one takes a tenth of a millisecond."""
 
-    def __init__(self, examples: Iterable[Any]) -> None:
+    def __init__(self, examples: Iterable[T], make: Callable[..., T] | None = None) -> None:
         from datasets import Dataset, Features, Value
         from datasets.arrow_writer import ArrowWriter
 
@@ -234,16 +248,36 @@ class OnDisk(Sequence[Any]):
             for example in track(examples, "reading a large file"):
                 writer.write({"json": json.dumps(example, ensure_ascii=False)})
             writer.finalize()
-        self._rows = Dataset.from_file(path)
+        self._rows, self._make = Dataset.from_file(path), make
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        return json.loads(self._rows[index]["json"])
+        example = json.loads(self._rows[index]["json"])
+        return self._make(*example) if self._make else example
+
+
+class Selected(Sequence[T]):
+    """The examples at some indices of a sequence."""
+
+    def __init__(self, examples: Sequence[T], indices: Sequence[int]) -> None:
+        self._examples, self._indices = examples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Selected(self._examples, self._indices[index])
+        return self._examples[self._indices[index]]

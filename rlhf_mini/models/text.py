@@ -2,18 +2,18 @@
 
 import copy
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.core.console import UserError, printable
-from rlhf_mini.core.examples import Demonstration, Messages, Response
+from rlhf_mini.core.console import UserError, console, printable
+from rlhf_mini.core.examples import Demonstration, Messages, Prompt, Response
 
+AT_ONCE = 1000  # examples that are encoded together
 CHAT_TEMPLATE_ADVICE = "give the base a chat template as rlhf_mini/world/base.py does, save it again and start from it"
 
 
@@ -37,8 +37,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-@dataclass(frozen=True)
-class EncodedPrompt:
+class EncodedPrompt(NamedTuple):
     """A prompt with its tokens, encoded once."""
 
     messages: Messages
@@ -57,6 +56,17 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Message
 
     encoded = _encode_chats(tokenizer, list(prompts), render)
     return [EncodedPrompt(messages, ids) for messages, ids in zip(prompts, encoded, strict=True)]
+
+
+def encode_fitting_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], fitting: "Fitting", max_new_tokens: int
+) -> Iterator[tuple[Prompt, EncodedPrompt]]:
+    """The prompts that leave room for a response of `max_new_tokens`, with their tokens."""
+    for start in range(0, len(prompts), AT_ONCE):
+        chunk = prompts[start : start + AT_ONCE]
+        for example, prompt in zip(chunk, encode_prompts(tokenizer, [each["prompt"] for each in chunk]), strict=True):
+            if ids := fitting(prompt.ids, max_new_tokens):
+                yield example, EncodedPrompt(prompt.messages, ids)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
@@ -159,24 +169,17 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 
 def encode_demonstrations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], path: str
-) -> list[tuple[list[int], list[int]]]:
-    """The tokens of each prompt and of its completion.
-
-    Raises:
-        UserError: one, of the file `path`, is longer than the model's context.
-    """
-    prompts = encode_prompts(tokenizer, [each["prompt"] for each in demonstrations])
-    completions = encode_responses(tokenizer, [each["completion"][0]["content"] for each in demonstrations])
-    positions = context_length(model)
-    for prompt, completion in zip(prompts, completions, strict=True):
-        length = len(prompt.ids) + len(completion)
-        if positions is not None and length > positions:
-            raise UserError(
-                f"{path}: the demonstration that begins {prompt.messages[-1]['content'][:60]!r} has {length} tokens, "
-                f"but the model's context has {positions}: shorten it"
-            )
-    return [(prompt.ids, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration],
+    fitting: "Fitting",
+) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
+    """The tokens of each prompt and of its completion, of those that `fitting` lets pass."""
+    for start in range(0, len(demonstrations), AT_ONCE):
+        chunk = demonstrations[start : start + AT_ONCE]
+        prompts = encode_prompts(tokenizer, [each["prompt"] for each in chunk])
+        completions = encode_responses(tokenizer, [each["completion"][0]["content"] for each in chunk])
+        for prompt, completion in zip(prompts, completions, strict=True):
+            if ids := fitting(prompt.ids, len(completion)):
+                yield ids, completion
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Response]) -> list[list[int]]:
@@ -222,6 +225,41 @@ def context_length(model: PreTrainedModel) -> int | None:
     """The number of positions the model has, None if its config states none."""
     config: Any = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None)
+
+
+class Fitting:
+    """Makes prompts fit into a model's context beside their responses, and counts those that it drops or cuts."""
+
+    def __init__(self, model: PreTrainedModel, too_long: Literal["drop", "cut"]) -> None:
+        self.positions, self.too_long = context_length(model), too_long
+        self.dropped = self.cut = 0
+
+    def __call__(self, prompt_ids: list[int], response: int) -> list[int]:
+        """The prompt's tokens, perhaps without the first ones; [] if the example has to be dropped.
+
+        Args:
+            response: tokens of the (longest) response.
+        """
+        room = len(prompt_ids) if self.positions is None else self.positions - response
+        if len(prompt_ids) <= room:
+            return prompt_ids
+        if self.too_long == "drop" or room < 1:
+            self.dropped += 1
+            return []
+        self.cut += 1
+        return prompt_ids[-room:]
+
+    def report(self, stage: str, what: str) -> None:
+        """Says how many there were, if any."""
+        if self.dropped:
+            advice = "; --too_long cut would keep the end of their prompts" if self.too_long == "drop" else ""
+            over = f"longer than the model's context of {self.positions} tokens"
+            console.print(f"{stage}: {self.dropped:,} {what} are {over} and are left out{advice}", soft_wrap=True)
+        if self.cut:
+            console.print(
+                f"{stage}: the prompts of {self.cut:,} {what} begin later, to fit the model's context of "
+                f"{self.positions} tokens", soft_wrap=True,
+            )  # fmt: skip
 
 
 def check_prompt_lengths(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> None:

@@ -9,7 +9,7 @@ what real code did, what to look at, where it was seen, and an exercise. docs/mu
 Shapes: B responses, n their tokens end to end, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from inspect import cleandoc
@@ -30,7 +30,7 @@ from stages.ppo.options import PPOOptions
 from stages.rm import train as rm_train
 from stages.sft import train as sft_train
 
-Pairs = list[tuple[list[int], list[int]]]  # the tokens of prompts and completions
+Pairs = Iterable[tuple[list[int], list[int]]]
 
 # --- in PPO ----------------------------------------------------------------------------------------------------------
 
@@ -205,12 +205,12 @@ def swapped_pairs() -> Iterator[None]:
 
     Exercise: which curves of the two runs could you tell apart if you did not know which is which?
     """
-    encode = rm_train.encode
+    encode = rm_train.encode_fitting
 
-    def encode_swapped(*args: Any) -> list[rm_train.Example]:
-        return [example._replace(ranks=[-rank for rank in example.ranks]) for example in encode(*args)]
+    def encode_swapped(*args: Any) -> Iterator[rm_train.Example]:
+        return (example._replace(ranks=[-rank for rank in example.ranks]) for example in encode(*args))
 
-    with patch.object(rm_train, "encode", encode_swapped):
+    with patch.object(rm_train, "encode_fitting", encode_swapped):
         yield
 
 
@@ -317,7 +317,7 @@ def no_eos_template() -> Iterator[None]:
     encode = sft_train.encode_demonstrations
 
     def encode_without_eos(*args: Any) -> Pairs:
-        return [(prompt, completion[:-1]) for prompt, completion in encode(*args)]
+        return ((prompt, completion[:-1]) for prompt, completion in encode(*args))
 
     with patch.object(sft_train, "encode_demonstrations", encode_without_eos):
         yield
@@ -339,7 +339,7 @@ def prompt_in_loss() -> Iterator[None]:
     encode = sft_train.encode_demonstrations
 
     def encode_as_one(*args: Any) -> Pairs:
-        return [(prompt[:1], prompt[1:] + completion) for prompt, completion in encode(*args)]
+        return ((prompt[:1], prompt[1:] + completion) for prompt, completion in encode(*args))
 
     with patch.object(sft_train, "encode_demonstrations", encode_as_one):
         yield

@@ -45,8 +45,8 @@ def one_pass(lengths: Sequence[int], batch_size: int, generator: torch.Generator
 def endless_batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:
     """Batches after the first `skip`: pass after pass over all items, each pass in a new order."""
     rng = random.Random(seed)
-    endless = chain.from_iterable(rng.sample(items, len(items)) for _ in count())
+    endless = chain.from_iterable(rng.sample(range(len(items)), len(items)) for _ in count())
     for number in count():
         batch = list(islice(endless, size))
         if number >= skip:
-            yield batch
+            yield [items[index] for index in batch]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_mini.core.console import console
-from rlhf_mini.core.examples import read_prompts
+from rlhf_mini.core.console import UserError, console
+from rlhf_mini.data.load import load
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import sequence_logprobs, text_loss
-from rlhf_mini.models.text import check_prompt_lengths, encode_prompts, excerpt
+from rlhf_mini.models.text import Fitting, encode_fitting_prompts, excerpt
 from stages.ppo import losses
 from stages.ppo.models import Batch, Models
 from stages.ppo.options import PPOOptions
@@ -81,12 +81,16 @@ class Validation:
     """Policy and SFT model on prompts and texts that neither was trained on."""
 
     def __init__(self, models: Models, options: PPOOptions, texts: list[list[int]]) -> None:
-        """Draws the prompts, the same for any seed. UserError, before any work, if one of them is too long."""
-        messages = [example["prompt"] for example in read_prompts(options.validation_prompts)]
-        drawn = random.Random(0).sample(messages, min(options.evaluation_prompts, len(messages)))
-        self.prompts = encode_prompts(models.tokenizer, drawn)
+        """Draws the prompts, the same for any seed. UserError, before any work, if all of them are too long."""
+        examples = load("ppo", options.validation_prompts, "prompts", options.strict)
+        drawn = random.Random(0).sample(examples, min(options.evaluation_prompts, len(examples)))
+        fitting = Fitting(models.policy, options.too_long)
+        encoded = encode_fitting_prompts(models.tokenizer, drawn, fitting, options.max_new_tokens)
+        self.prompts = [prompt for _, prompt in encoded]
         self.models, self.options, self.texts = models, options, texts
-        check_prompt_lengths(models.policy, self.prompts, options.max_new_tokens)
+        fitting.report("ppo", "validation prompts")
+        if not self.prompts:
+            raise UserError(f"{options.validation_prompts}: no prompt leaves room for a response: use shorter ones")
 
     def __call__(self) -> dict[str, float]:
         """Score, length, eos rate and LM loss of both, and the policy's KL to the SFT model.

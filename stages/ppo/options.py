@@ -7,7 +7,7 @@ from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import RunOptions, Seed, option, options
+from rlhf_mini.core.options import DataOptions, Seed, option, options
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -18,7 +18,7 @@ def names_function(reward: str) -> bool:
 
 
 @options
-class PPOOptions(RunOptions):
+class PPOOptions(DataOptions):
     """Options of `python -m stages.ppo`. B is `episodes`, the batch of one iteration."""
 
     # Paths

@@ -9,7 +9,7 @@ with ppo_run(options) as run:
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, save_last_good, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import read_prompts, read_texts
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, State, Tensors, command_of, load_optimizer, optimizer_tensors
-from rlhf_mini.models.text import EncodedPrompt, check_prompt_lengths, encode_prompts, encode_texts, split_texts
+from rlhf_mini.data.load import collected, files_among, load
+from rlhf_mini.models.text import EncodedPrompt, Fitting, encode_fitting_prompts, encode_texts, split_texts
 from rlhf_mini.training.batches import endless_batches
 from rlhf_mini.training.schedule import warmup_cosine
 from stages.ppo import losses, metrics
@@ -72,26 +72,34 @@ class Inputs:
     made_from: dict[str, str]
     """Checksums of everything else (core/inputs.py)."""
     models: Models
-    prompts: list[EncodedPrompt]
+    prompts: Sequence[EncodedPrompt]
     ptx_texts: list[list[int]]
     validation: metrics.Validation
 
 
 def load_inputs(options: PPOOptions) -> Inputs:
     """Reads and checks everything before the first step. UserError in one sentence if something is missing."""
-    messages = [example["prompt"] for example in read_prompts(options.prompts)]
+    examples = load("ppo", options.prompts, "prompts", options.strict)
     sft = load_checkpoint(options.run_dir / "sft", "sft")
     rm = find_reward_model(options, sft)
     models = load_models(sft, rm, options)
     policy, tokenizer = models.policy, models.tokenizer
-    prompts = encode_prompts(tokenizer, messages)
-    check_prompt_lengths(policy, prompts, options.max_new_tokens)
-    ptx_texts, held_out = split_texts(encode_texts(policy, tokenizer, read_texts(options.ptx_texts)))
+    fitting = Fitting(policy, options.too_long)
+    encoded = encode_fitting_prompts(tokenizer, examples, fitting, options.max_new_tokens)
+    prompts = collected((prompt for _, prompt in encoded), EncodedPrompt)
+    fitting.report("ppo", "prompts")
+    if not prompts:
+        raise UserError(f"{options.prompts}: no prompt leaves room for --max_new_tokens {options.max_new_tokens}")
+    ptx_texts, held_out = split_texts(
+        encode_texts(policy, tokenizer, load("ppo", options.ptx_texts, "texts", options.strict))
+    )
     if options.ptx_coef and not ptx_texts:
         raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
     return Inputs(
         checkpoints=[checkpoint for checkpoint in (sft, rm) if checkpoint],
-        made_from=inputs_of("ppo", options, [options.prompts, options.validation_prompts, options.ptx_texts]),
+        made_from=inputs_of(
+            "ppo", options, files_among([options.prompts, options.validation_prompts, options.ptx_texts])
+        ),
         models=models,
         prompts=prompts,
         ptx_texts=ptx_texts,

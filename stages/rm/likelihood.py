@@ -9,7 +9,8 @@ France's capital is Paris or Lyon. The likelihood of a response under the SFT mo
 The coefficient is learned with the head, by the same loss, so that the head learns what likelihood does not say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +25,25 @@ NAME = "likelihood"  # of the reward model's parameter, while it trains
 # 1, so the parameter is in hundreds.
 UNIT = 100.0
 START = 1.0  # a few rankings do not move it far
-ROWS_AT_ONCE = 1024  # between two steps of the progress bar
+ROWS_AT_ONCE = 1024  # of a pass, in which rows of similar length share a batch
 
 
-def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
+def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[Example]:
     """The examples with the mean log-likelihood of their responses."""
-    prompts = [ids[: example.prompt_length] for example in examples for ids in example.input_ids]
-    responses = [ids[example.prompt_length :] for example in examples for ids in example.input_ids]
-    found = [
-        mean_likelihoods(sft_model, prompts[at : at + ROWS_AT_ONCE], responses[at : at + ROWS_AT_ONCE])
-        for at in track(range(0, len(prompts), ROWS_AT_ONCE), "rm: likelihood of the responses")
-    ]
-    groups = torch.cat(found).split([len(example.ranks) for example in examples])
-    return [example._replace(likelihoods=group.tolist()) for example, group in zip(examples, groups, strict=True)]
+    rows = (
+        (ids[: example.prompt_length], ids[example.prompt_length :])
+        for example in examples
+        for ids in example.input_ids
+    )
+
+    def likelihoods() -> Iterator[float]:
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            prompts, responses = zip(*some, strict=True)
+            yield from mean_likelihoods(sft_model, prompts, responses).tolist()
+
+    found = likelihoods()
+    for example in track(examples, "rm: likelihood of the responses"):
+        yield example._replace(likelihoods=list(islice(found, len(example.ranks))))
 
 
 def add_coefficient(reward_model: PreTrainedModel) -> None:

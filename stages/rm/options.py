@@ -6,17 +6,17 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import RunOptions, Seed, option, options
+from rlhf_mini.core.options import DataOptions, Seed, option, options
 
 
 @options
-class RMOptions(RunOptions):
+class RMOptions(DataOptions):
     """Defaults are for the mini world."""
 
     seed: Seed = option(0, "Seed of the samples, of who ranks what, of the head and of the order.")
 
-    rankings: str = option("", "JSONL of rankings to train on, for example people's; replaces sampling and ranking.")
-    prompts: str = option("data/prompts/rm.jsonl", "JSONL of prompts to sample responses to.")
+    rankings: str = option("", "Rankings to train on, for example people's; replaces sampling and ranking.")
+    prompts: str = option("data/prompts/rm.jsonl", "Prompts to sample responses to.")
     num_prompts: NonNegativeInt = option(0, "Use only the first NUM_PROMPTS of them (0: all).")
     num_responses: Annotated[int, Ge(2), Le(9)] = option(6, "K, ranked responses to each prompt (InstructGPT: 4 to 9).")
     num_samples: Annotated[int, Ge(2)] = option(6, "Samples for each prompt, of which the most different are ranked.")
@@ -48,11 +48,12 @@ class RMOptions(RunOptions):
     likelihood: bool = option(True, "The score also depends on how likely the SFT model finds the response.")
     save_steps: NonNegativeInt = option(50, "Steps between two saves to resume from if the stage is killed (0: none).")
 
-    demonstrations: str = option(
-        "data/demonstrations.jsonl", "JSONL of demonstrations; their mean score is shifted to 0."
-    )
+    demonstrations: str = option("data/demonstrations.jsonl", "Demonstrations, whose mean score is shifted to 0.")
     normalization_size: PositiveInt = option(300, "Demonstrations whose mean score becomes the zero of the scale.")
-    validation: str = option("data/prompts/validation.jsonl", "JSONL of prompts on which the reward model is measured.")
+    validation: str = option(
+        "data/prompts/validation.jsonl",
+        'Prompts of the mini world, on which simulated labelers measure the reward model; "" for none.',
+    )
     num_validation_prompts: NonNegativeInt = option(300, "Use only the first NUM_VALIDATION_PROMPTS of them (0: all).")
     content: str = option(
         "data/content/validation.jsonl",

@@ -1,7 +1,7 @@
 """Rankings: made by labelers, divided into those to train on and those held out, and in tokens."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Prompt, Ranking, Response, contents
 from rlhf_mini.core.rankings import Labeler, pairs
-from rlhf_mini.models.text import context_length, encode_prompts, response_ids
+from rlhf_mini.data.load import Selected
+from rlhf_mini.models.text import AT_ONCE, Fitting, encode_prompts, response_ids
 
 
 class Example(NamedTuple):
@@ -58,13 +59,13 @@ def as_responses(ranking: Ranking) -> list[Response]:
     return [Response(text, end) for text, end in zip(ranking["responses"], ended, strict=True)]
 
 
-def ordered(rankings: Sequence[Ranking]) -> list[Ranking]:
+def ordered(rankings: Sequence[Ranking]) -> Sequence[Ranking]:
     """Those that order a pair of responses. The others, all ties, teach nothing and measure nothing.
 
     Raises:
         UserError: there are none.
     """
-    found = [ranking for ranking in rankings if pairs(ranking["ranks"])]
+    found = Selected(rankings, [index for index, ranking in enumerate(rankings) if pairs(ranking["ranks"])])
     if not found:
         raise UserError("there is nothing to learn from: in all rankings the responses are alike or tied")
     if len(found) < len(rankings):
@@ -72,38 +73,46 @@ def ordered(rankings: Sequence[Ranking]) -> list[Ranking]:
     return found
 
 
-def split_by_prompt(rankings: list[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
+def split_by_prompt(
+    rankings: Sequence[Ranking], share: float, seed: int
+) -> tuple[Sequence[Ranking], Sequence[Ranking]]:
     """Rankings to train on and held-out rankings. All rankings of one prompt are on the same side.
 
     Raises:
         UserError: there is only one prompt.
     """
-    texts = [contents(ranking["prompt"]) for ranking in rankings]
+    texts = [hash(contents(ranking["prompt"])) for ranking in rankings]  # not all of them in memory
     prompts = list(dict.fromkeys(texts))
     if len(prompts) < 2:
         raise UserError(
             "the rankings are all of one prompt: rank responses to at least two, one is held out for evaluation"
         )
     held_out = set(random.Random(seed).sample(prompts, max(1, round(share * len(prompts)))))
-    train_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text not in held_out]
-    measure_on = [ranking for ranking, text in zip(rankings, texts, strict=True) if text in held_out]
+    train_on, measure_on = (
+        Selected(rankings, [index for index, text in enumerate(texts) if (text in held_out) == wanted])
+        for wanted in (False, True)
+    )
     return train_on, measure_on
 
 
 def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Ranking]) -> list[Example]:
-    """The rankings in tokens. UserError if a response is longer than the model's context."""
-    examples = []
-    positions = context_length(model)
-    prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
-    encoded = iter(response_ids(tokenizer, [each for ranking in rankings for each in as_responses(ranking)]))
-    for ranking, prompt in zip(rankings, prompts, strict=True):
-        responses = list(islice(encoded, len(ranking["responses"])))
-        example = Example([prompt.ids + ids for ids in responses], ranking["ranks"], len(prompt.ids))
-        if positions is not None and example.length > positions:
-            beginning = ranking["prompt"][-1]["content"][:60]
-            raise UserError(
-                f"the ranking whose prompt begins {beginning!r} has a response that makes {example.length} tokens with "
-                f"the prompt, but the model's context has {positions}: shorten it"
-            )
-        examples.append(example)
+    """The rankings in tokens. UserError if one is longer than the model's context."""
+    fitting = Fitting(model, "drop")
+    examples = list(encode_fitting(tokenizer, rankings, fitting))
+    if fitting.dropped:
+        raise UserError(
+            f"{fitting.dropped} rankings are longer than the model's context of {fitting.positions}: shorten them"
+        )
     return examples
+
+
+def encode_fitting(tokenizer: Tokenizer, rankings: Sequence[Ranking], fitting: Fitting) -> Iterator[Example]:
+    """The rankings in tokens, of those that `fitting` lets pass."""
+    for start in range(0, len(rankings), AT_ONCE):
+        chunk = rankings[start : start + AT_ONCE]
+        prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in chunk])
+        encoded = iter(response_ids(tokenizer, [each for ranking in chunk for each in as_responses(ranking)]))
+        for ranking, prompt in zip(chunk, prompts, strict=True):
+            responses = list(islice(encoded, len(ranking["responses"])))
+            if ids := fitting(prompt.ids, max(map(len, responses))):
+                yield Example([ids + response for response in responses], ranking["ranks"], len(ids))

@@ -48,25 +48,31 @@ from rlhf_mini.core.examples import (
     Prompt,
     Ranking,
     Response,
-    read_demonstrations,
     read_preferences,
-    read_prompts,
     read_rankings,
 )
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
+from rlhf_mini.data.load import collected, files_among, load
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
-from rlhf_mini.models.text import check_prompt_lengths, encode_demonstrations, encode_prompts, load_tokenizer
+from rlhf_mini.models.text import (
+    EncodedPrompt,
+    Fitting,
+    encode_demonstrations,
+    encode_fitting_prompts,
+    encode_prompts,
+    load_tokenizer,
+)
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
 from stages.rm.agreement import rankings_evaluation, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
-from stages.rm.rankings import Example, encode, ordered, rank, split_by_prompt
+from stages.rm.rankings import Example, encode_fitting, ordered, rank, split_by_prompt
 from stages.rm.sources import Models, collect, distinct, sample_groups
 
 T = TypeVar("T")
@@ -86,30 +92,32 @@ def train_rm(options: RMOptions) -> None:
         "heldout": load_labelers(options.heldout_labelers),
         "gold": load_labelers(options.gold_labeler),
     }
-    demonstrations = read_demonstrations(options.demonstrations)
-    prompts = [] if options.rankings else first(read_prompts(options.prompts), options.num_prompts)
-    validation = first(read_prompts(options.validation), options.num_validation_prompts)
+    demonstrations = load("rm", options.demonstrations, "demonstrations", options.strict)
     preferences = read_preferences(options.content) if options.content else []
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
-    people_ranked = ordered(read_rankings(options.rankings)) if options.rankings else []
-    normalizing = drawn(demonstrations, options)
+    people_ranked = ordered(load("rm", options.rankings, "rankings", options.strict)) if options.rankings else []
     models = Models(sft_model, language_model(base), language_model(ppo))
-    encoded, encoded_validation = (
-        encode_prompts(tokenizer, [example["prompt"] for example in examples]) for examples in (prompts, validation)
-    )
+    fitting = Fitting(sft_model, options.too_long)
+    normalizing = [each for each in drawn(demonstrations, options) if fits(sft_model, tokenizer, each)]
+    if not normalizing:
+        raise UserError(
+            f"{options.demonstrations}: no demonstration fits the model's context of {fitting.positions} tokens"
+        )
+    prompts, encoded = read_prompts(sft_model, tokenizer, "" if options.rankings else options.prompts,
+                                    options.num_prompts, options)  # fmt: skip
+    validation, encoded_validation = read_prompts(sft_model, tokenizer, options.validation,
+                                                  options.num_validation_prompts, options)  # fmt: skip
 
-    # What would end the stage later ends it here: what is too long, or no labeler can judge.
-    for some in (encoded, encoded_validation):
-        check_prompt_lengths(sft_model, some, options.max_new_tokens)
-    encode(sft_model, tokenizer, people_ranked)
-    encode_demonstrations(sft_model, tokenizer, normalizing, options.demonstrations)
+    # What would end the stage later ends it here: rankings that are too long, prompts that no labeler can judge.
+    first = next(encode_fitting(tokenizer, people_ranked, Fitting(sft_model, options.too_long)), None)
+    if people_ranked and first is None:
+        raise UserError(f"{options.rankings}: no ranking fits the model's context of {fitting.positions} tokens")
     for labeler in labelers["training"]:
         for prompt in prompts:
             labeler.check(prompt)
 
-    files = [options.rankings or options.prompts, options.validation, options.demonstrations]
-    files += [options.content] if options.content else []
-    made_from = inputs_of("rm", options, files)
+    sources = [options.rankings or options.prompts, options.validation, options.demonstrations, options.content]
+    made_from = inputs_of("rm", options, files_among(sources))
     command = command_of(options, made_from, parents)
     with Resume(options.run_dir, "rm", command, started) as resume, writing(options.run_dir, "rm") as folder:
         saved = resume.load(folder)
@@ -131,7 +139,7 @@ def train_rm(options: RMOptions) -> None:
             resume.save(folder, 0, {}, {})  # if the stage is killed from here on, it does not sample again
         rankings = ordered(rankings)
         # The simulated labelers can judge prompts of the mini world only. For others, some rankings are held out.
-        held_out: list[Ranking] = []
+        held_out: Sequence[Ranking] = []
         if options.rankings or not all("check" in example for example in prompts):
             rankings, held_out = split_by_prompt(rankings, options.heldout_share, options.seed)
 
@@ -147,10 +155,13 @@ def train_rm(options: RMOptions) -> None:
             "rankings_held_out": len(held_out),
             "pairs": sum(len(pairs(ranking["ranks"])) for ranking in rankings),
         }
-        examples = encode(reward_model, tokenizer, rankings)
+        examples = collected(encode_fitting(tokenizer, rankings, fitting), Example)
+        fitting.report("rm", "rankings")
+        if not examples:
+            raise UserError("the rankings that fit the model's context are all held out: more must be shorter")
         if options.likelihood:
             likelihood.add_coefficient(reward_model)
-            examples = likelihood.of_examples(sft_model, examples)
+            examples = collected(likelihood.of_examples(sft_model, examples), Example)
         train(
             reward_model, examples, lambda batch: objective(reward_model, batch), options,
             resume=resume, saved=saved, folder=folder, metrics=counts, provenance=provenance,
@@ -173,7 +184,7 @@ def train_rm(options: RMOptions) -> None:
         )  # fmt: skip
         groups = [distinct(group) for group in sampled]
         scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
-        shares = simulated_evaluation(scores, validation, groups, labelers)
+        shares = simulated_evaluation(scores, validation, groups, labelers) if validation else {}
         if shares and not held_out:
             held_out = rankings_as_in_training(models, tokenizer, validation, labelers["training"], options)
         if held_out:
@@ -183,8 +194,7 @@ def train_rm(options: RMOptions) -> None:
         contrasts = content.encode(reward_model, tokenizer, preferences)
         contents = content.evaluation(contrasts, content.scores_of(reward_model, tokenizer, contrasts))
 
-        score_std = torch.tensor([score for group in scores for score in group]).std().item()
-        metrics = {**counts, "reward_mean": reward_mean, "score_std": score_std, **shares, **contents}
+        metrics = {**counts, "reward_mean": reward_mean, "score_std": spread(scores), **shares, **contents}
         save_checkpoint(folder, stage="rm", model=reward_model, metrics=metrics, **provenance)
 
     console.print(table(shares))
@@ -236,8 +246,24 @@ def rankings_as_in_training(
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def first(examples: list[T], number: int) -> list[T]:
-    return examples[:number] if number > 0 else examples
+def read_prompts(
+    model: PreTrainedModel, tokenizer: Tokenizer, source: str, number: int, options: RMOptions
+) -> tuple[list[Prompt], list[EncodedPrompt]]:
+    """The first `number` prompts of a file (0: all) that leave room for a response, with their tokens; or none."""
+    if not source:
+        return [], []
+    found = load("rm", source, "prompts", options.strict)
+    fitting = Fitting(model, options.too_long)
+    both = list(encode_fitting_prompts(tokenizer, found[: number or len(found)], fitting, options.max_new_tokens))
+    fitting.report("rm", "prompts")
+    if not both:
+        raise UserError(f"{source}: no prompt leaves room for --max_new_tokens {options.max_new_tokens}: lower it")
+    prompts, encoded = zip(*both, strict=True)
+    return list(prompts), list(encoded)
+
+
+def fits(model: PreTrainedModel, tokenizer: Tokenizer, demonstration: Demonstration) -> bool:
+    return any(True for _ in encode_demonstrations(model, tokenizer, [demonstration], Fitting(model, "drop")))
 
 
 def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:
@@ -252,10 +278,16 @@ def language_model(checkpoint: Checkpoint | None) -> PreTrainedModel | None:
     return AutoModelForCausalLM.from_pretrained(checkpoint.path) if checkpoint else None
 
 
+def spread(scores: Sequence[Sequence[float]]) -> float:
+    """The standard deviation of all scores, by which PPO's KL_COEF can be judged; 0 if there are none."""
+    together = [score for group in scores for score in group]
+    return torch.tensor(together).std().item() if len(together) > 1 else 0.0
+
+
 # --- normalization ---------------------------------------------------------------------------------------------------
 
 
-def drawn(demonstrations: list[Demonstration], options: RMOptions) -> list[Demonstration]:
+def drawn(demonstrations: Sequence[Demonstration], options: RMOptions) -> list[Demonstration]:
     """A random part of the demonstrations, whose mean score becomes the zero of the scale."""
     return random.Random(options.seed).sample(demonstrations, min(options.normalization_size, len(demonstrations)))
 

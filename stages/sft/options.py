@@ -5,17 +5,21 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlhf_mini.core.options import RunOptions, Seed, option, options
+from rlhf_mini.core.options import DataOptions, Seed, option, options
 
 
 @options
-class SFTOptions(RunOptions):
+class SFTOptions(DataOptions):
     """Defaults are for the mini world and a model of a million parameters."""
 
     seed: Seed = option(0, "Seed of the split, the order of examples and the shown samples.")
 
-    base: str = option("data/base", "The pretrained checkpoint to start from.")
-    demonstrations: str = option("data/demonstrations.jsonl", "JSONL of demonstrations: prompt and completion.")
+    base: str = option(
+        "data/base", "The pretrained model to start from: a folder, or a name in the local cache, such as gpt2."
+    )
+    demonstrations: str = option(
+        "data/demonstrations.jsonl", "Demonstrations, or conversations, or rankings, whose best responses are taken."
+    )
     validation_share: Annotated[float, Gt(0), Lt(1)] = option(
         0.05, "Share of the demonstrations held out to measure the validation loss."
     )

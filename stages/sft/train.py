@@ -23,33 +23,36 @@ Departures:
 Shapes: N tokens of a batch of demonstrations, end to end without padding, n of them in completions, V vocabulary.
 """
 
-import math
 import random
 import time
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_mini.core.checkpoints import load_checkpoint, save_checkpoint, writing
+from rlhf_mini.core.checkpoints import save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
-from rlhf_mini.core.examples import Demonstration, contents, read_demonstrations, read_texts
+from rlhf_mini.core.examples import Demonstration, contents
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, command_of
+from rlhf_mini.data.load import Selected, collected, files_among, load
+from rlhf_mini.models.base import load_base
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import lay_out, text_loss
 from rlhf_mini.models.text import (
+    EncodedPrompt,
+    Fitting,
     context_length,
     encode_demonstrations,
     encode_prompts,
     encode_texts,
     excerpt,
-    load_tokenizer,
     split_texts,
 )
 from rlhf_mini.training.batches import endless_batches
@@ -70,29 +73,35 @@ class Example(NamedTuple):
 
 def train_sft(options: SFTOptions) -> None:
     started = time.time()
-    demonstrations = read_demonstrations(options.demonstrations)
-    base = load_checkpoint(options.base, "base")
-    tokenizer = load_tokenizer(base.path)
-    model = AutoModelForCausalLM.from_pretrained(base.path)
+    demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
+    base, model, tokenizer = load_base(options.base)
     set_residual_dropout(model, options.dropout)
 
     # 1. Demonstrations to train on and held-out ones, in tokens.
+    fitting = Fitting(model, options.too_long)
     training, held_out = split(demonstrations, options.validation_share, options.seed)
     examples, validation = (
-        [Example(*ids) for ids in encode_demonstrations(model, tokenizer, part, options.demonstrations)]
+        collected(starmap(Example, encode_demonstrations(model, tokenizer, part, fitting)), Example)
         for part in (training, held_out)
     )
-    shown = encode_prompts(tokenizer, [held_out[0]["prompt"]])  # the one to show a response to
-    room = (context_length(model) or math.inf) - len(shown[0].ids)  # at least 1: its demonstration fits
+    fitting.report("sft", "demonstrations")
+    if not examples or not validation:
+        raise UserError(
+            f"{options.demonstrations}: too few demonstrations fit the model's context of {fitting.positions} tokens: "
+            "shorten them"
+        )
+    positions = context_length(model) or 10**9
+    (shown,) = encode_prompts(tokenizer, [held_out[0]["prompt"]])  # the one to show a response to
+    shown = EncodedPrompt(shown.messages, shown.ids[1 - positions :])
     texts = pretraining_texts(model, tokenizer, options) if options.ptx_coef else []
 
     def sampled() -> str:
-        length = int(min(options.max_new_tokens, room))
-        responses = respond(model, tokenizer, shown, max_new_tokens=length, seed=options.seed)
-        return excerpt(shown[0].messages, responses[0])
+        length = min(options.max_new_tokens, positions - len(shown.ids))
+        responses = respond(model, tokenizer, [shown], max_new_tokens=length, seed=options.seed)
+        return excerpt(shown.messages, responses[0])
 
-    files = [options.demonstrations, *([options.ptx_texts] if options.ptx_coef else [])]
-    made_from = inputs_of("sft", options, files)
+    sources = [options.demonstrations, *([options.ptx_texts] if options.ptx_coef else [])]
+    made_from = inputs_of("sft", options, files_among(sources))
     command = command_of(options, made_from, parents=[base])
     with Resume(options.run_dir, "sft", command, started) as resume, writing(options.run_dir, "sft") as folder:
         saved = resume.load(folder)
@@ -164,8 +173,8 @@ def mean_loss(model: PreTrainedModel, examples: Sequence[Example], batch_size: i
 
 
 def split(
-    demonstrations: list[Demonstration], share: float, seed: int
-) -> tuple[list[Demonstration], list[Demonstration]]:
+    demonstrations: Sequence[Demonstration], share: float, seed: int
+) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
     """Shuffles the demonstrations. Returns those to train on and the held-out ones, of `share` of the prompts.
 
     All demonstrations of one prompt are on the same side: otherwise the validation loss would measure memory.
@@ -173,16 +182,20 @@ def split(
     Raises:
         UserError: there is only one prompt.
     """
-    shuffled = random.Random(seed).sample(demonstrations, len(demonstrations))
-    prompts = list(dict.fromkeys(contents(each["prompt"]) for each in shuffled))
+    order = random.Random(seed).sample(range(len(demonstrations)), len(demonstrations))
+    shuffled = {index: hash(contents(demonstrations[index]["prompt"])) for index in order}  # not all of them in memory
+    prompts = list(dict.fromkeys(shuffled.values()))
     if len(prompts) < 2:
         raise UserError(
             "the demonstrations are all of one prompt: add some of another, one prompt is held out to measure the "
             "validation loss"
         )
     chosen = set(prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
-    held_out = [each for each in shuffled if contents(each["prompt"]) in chosen]
-    return [each for each in shuffled if contents(each["prompt"]) not in chosen], held_out
+    training, held_out = (
+        Selected(demonstrations, [index for index, prompt in shuffled.items() if (prompt in chosen) == wanted])
+        for wanted in (False, True)
+    )
+    return training, held_out
 
 
 def pretraining_texts(
@@ -193,7 +206,7 @@ def pretraining_texts(
     Raises:
         UserError: there is no other text.
     """
-    texts, _ = split_texts(encode_texts(model, tokenizer, read_texts(options.ptx_texts)))
+    texts, _ = split_texts(encode_texts(model, tokenizer, load("sft", options.ptx_texts, "texts", options.strict)))
     if not texts:
         raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
     return texts

@@ -440,25 +440,26 @@ def test_bad_input_is_told_in_a_sentence(world, tmp_path, capsys, monkeypatch):
         train_rm(options_for(world, rankings=str(tmp_path / "tied.jsonl")))
     long = [ranking(n, ["it", "zx " * 200], [1, 2]) for n in range(5)]
     write_jsonl(tmp_path / "long.jsonl", long)
-    with pytest.raises(UserError, match=r"begins 'Say \d' has a response .* context has 192"):
+    with pytest.raises(UserError, match="no ranking fits the model's context of 192 tokens"):
         train_rm(options_for(world, rankings=str(tmp_path / "long.jsonl")))
     monkeypatch.setattr("stages.rm.train.collect", None)  # all of this is known before any work
     monkeypatch.setattr("stages.rm.train.train", None)
-    endless = [prompt(1, check={}), prompt(2, check={})]
-    endless[1]["prompt"][0]["content"] = "zx " * 60
-    write_jsonl(tmp_path / "endless.jsonl", endless)
+    endless = prompt(1, check={})
+    endless["prompt"][0]["content"] = "zx " * 60
+    write_jsonl(tmp_path / "endless.jsonl", [endless])
     for changes in ({"prompts": str(tmp_path / "endless.jsonl")}, {"validation": str(tmp_path / "endless.jsonl")}):
-        with pytest.raises(UserError, match="lower max_new_tokens"):
+        with pytest.raises(UserError, match="no prompt leaves room for --max_new_tokens 40"):
             train_rm(options_for(world, **changes, max_new_tokens=40))
-    tied = [ranking(n, ["it", "is"], [1, 2]) for n in range(5)]
-    for number, (text, message) in enumerate([("zx " * 200, "context has 192"), ("it", "with ranks 1 and 2")]):
-        held_out = [ranking(n, ["it", text], [1, 2]) for n in range(5, 7)]
-        write_jsonl(tmp_path / f"{number}.jsonl", [*tied, *held_out])
-        with pytest.raises(UserError, match=message):
-            train_rm(options_for(world, rankings=str(tmp_path / f"{number}.jsonl")))
+    twice = [ranking(n, ["it", "it"], [1, 2]) for n in range(5, 7)]
+    write_jsonl(tmp_path / "twice.jsonl", twice)
+    with pytest.raises(UserError, match="no rankings: line 1 is rejected, a response stands there twice"):
+        train_rm(options_for(world, rankings=str(tmp_path / "twice.jsonl")))
+    write_jsonl(tmp_path / "mixed.jsonl", [*(ranking(n, ["it", "is"], [1, 2]) for n in range(5)), *twice])
+    with pytest.raises(UserError, match=r"mixed.jsonl, line 6: a response stands there twice"):
+        train_rm(options_for(world, rankings=str(tmp_path / "mixed.jsonl"), strict=True))
     completion = [{"role": "assistant", "content": "zx " * 200}]
     write_jsonl(tmp_path / "demonstrations.jsonl", [{**prompt(1), "completion": completion}])
-    with pytest.raises(UserError, match=r"the demonstration that begins 'Say 1' has .* tokens"):
+    with pytest.raises(UserError, match="no demonstration fits the model's context of 192 tokens"):
         train_rm(options_for(world, demonstrations=str(tmp_path / "demonstrations.jsonl")))
     simulated = "rlhf_mini.world.labelers:training_labelers"
     with pytest.raises(UserError, match="the simulated labelers cannot judge 'p-1000': it has no `check`"):
@@ -482,7 +483,7 @@ def test_the_weight_of_likelihood_is_learned_by_the_same_loss(world: Path) -> No
         ranking(2222, ["it", "green green"], [2, 1]),
     ]
     plain = encode(model, tokenizer, rankings)
-    examples = likelihood.of_examples(sft, plain)
+    examples = list(likelihood.of_examples(sft, plain))
     prompt_ids = encode_prompts(tokenizer, [rankings[1]["prompt"]])[0].ids
     logprobs = sft(torch.tensor([examples[1].input_ids[0]])).logits[0].log_softmax(-1)
     answer = examples[1].input_ids[0][len(prompt_ids) :]

@@ -18,7 +18,7 @@ from rlhf_mini.core.examples import Demonstration
 from rlhf_mini.core.files import read_jsonl, write_jsonl
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.models.scoring import text_loss
-from rlhf_mini.models.text import encode_demonstrations, encode_response, encode_texts
+from rlhf_mini.models.text import Fitting, encode_demonstrations, encode_response, encode_texts
 from rlhf_mini.training.batches import length_bucketed_batches
 from rlhf_mini.training.loop import Objective
 from stages.sft import train as sft
@@ -106,7 +106,7 @@ def test_learns_from_demonstrations_and_leaves_a_checkpoint(nano_base, tmp_path,
 
 
 def encode(model: PreTrainedModel, tokenizer: Any, demonstrations: list[Demonstration]) -> list[Example]:
-    return [Example(*ids) for ids in encode_demonstrations(model, tokenizer, demonstrations, "file")]
+    return [Example(*ids) for ids in encode_demonstrations(model, tokenizer, demonstrations, Fitting(model, "drop"))]
 
 
 def trl_trainer(tokenizer: Any, model: PreTrainedModel, settings: dict[str, Any], dataset: Dataset) -> SFTTrainer:
@@ -191,11 +191,16 @@ def test_ctrl_c_leaves_nothing_half_written(nano_base, tmp_path, monkeypatch):
     assert not (tmp_path / "runs" / "t").exists()
 
 
-def test_a_demonstration_longer_than_the_context_is_named(nano_base, tmp_path):
+def test_what_is_longer_than_the_context_is_dropped_or_cut_and_counted(nano_base, tmp_path, capsys):
     many = [demonstration(f"Say {n}", "It is so.") for n in range(20)]
-    options = options_for(nano_base, tmp_path, [*many, demonstration("Count for long", "zx " * 200)])
-    with pytest.raises(UserError, match=r"'Count for long' has .* tokens, but the model's context has 192"):
-        train_sft(options)
+    long = [demonstration("zx " * 200 + "Say it", "It is so."), demonstration("Count for long", "zx " * 200)]
+    train_sft(options_for(nano_base, tmp_path, [*many, *long]))
+    assert "sft: 2 demonstrations are longer than the model's context of 192 tokens" in capsys.readouterr().out
+    train_sft(options_for(nano_base, tmp_path, [*many, *long], too_long="cut"))
+    said = capsys.readouterr().out
+    assert "sft: 1 demonstrations are longer" in said and "the prompts of 1 demonstrations begin later" in said
+    with pytest.raises(UserError, match="too few demonstrations fit the model's context of 192 tokens"):
+        train_sft(options_for(nano_base, tmp_path, 5 * long))
 
 
 def test_what_cannot_be_trained_is_told(nano_base, tmp_path):

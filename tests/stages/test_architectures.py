@@ -1,0 +1,150 @@
+"""All three stages from other people's models: random ones of each architecture, with a tokenizer made on the spot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from rlhf_mini.core.console import UserError
+from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.models.base import load_base
+from stages.ppo.options import PPOOptions
+from stages.ppo.train import train_ppo
+from stages.rm.options import RMOptions
+from stages.rm.train import train_rm
+from stages.sft.options import SFTOptions
+from stages.sft.train import train_sft
+
+LLAMA = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=128)  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=128, activation_function="gelu_new"),
+    "opt": dict(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+                word_embed_proj_dim=32),
+    "gpt_neox": dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                     max_position_embeddings=128),
+    "llama": LLAMA,
+    "mistral": LLAMA | dict(sliding_window=None),
+    "qwen2": LLAMA,
+    "qwen3": LLAMA | dict(head_dim=8),
+    "gemma": LLAMA | dict(head_dim=8),
+}  # fmt: skip
+TEXTS = ["Human: How are you? Assistant: I am well, thank you.", "What is a kiwi? It is a bird.", "Say it again."]
+
+
+def make_tokenizer(folder: Path, **special: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with an end of text and nothing else, as GPT-2's."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=["<|endoftext|>"],
+                                                       initial_alphabet=alphabet, show_progress=False))  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>", **special)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_model(folder: Path, name: str, **changes: Any) -> Path:
+    tokenizer = make_tokenizer(folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        name,
+        vocab_size=len(tokenizer),
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **{**SHAPES[name], **changes},
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def hh(folder: Path) -> str:
+    """A file like hh-rlhf's, with a line that is none and a prompt that is too long."""
+
+    def transcript(n: int, answer: str) -> str:
+        return f"\n\nHuman: What is kiwi {n}?\n\nAssistant: {answer}"
+
+    records = [{"chosen": transcript(n, "It is a bird."), "rejected": transcript(n, "Look it up!")} for n in range(40)]
+    records.append({"chosen": transcript(9, "It is" * 200), "rejected": transcript(9, "No")})
+    write_jsonl(folder / "hh.jsonl", records)
+    with (folder / "hh.jsonl").open("a") as file:
+        file.write('{"chosen": "\\n\\nHuman: cut')
+    return str(folder / "hh.jsonl")
+
+
+def chain(folder: Path, base: Path, data: str) -> Path:
+    """SFT, RM and PPO in a few steps."""
+    shared: dict[str, Any] = {"run": "x", "runs_dir": str(folder / "runs"), "save_steps": 0}
+    train_sft(SFTOptions(**shared, base=str(base), demonstrations=data, ptx_coef=0.0, batch_size=8, num_train_epochs=1,
+                         show_every=0))  # fmt: skip
+    train_rm(RMOptions(**shared, rankings=data, demonstrations=data, init="sft", validation="", content="",
+                       batch_size=8, num_train_epochs=1))  # fmt: skip
+    train_ppo(PPOOptions(**shared, prompts=data, validation_prompts=data, ptx_coef=0.0, updates=2, episodes=8,
+                         num_minibatches=2, warmup_updates=1, max_new_tokens=6, evaluation_prompts=4))  # fmt: skip
+    return folder / "runs" / "x"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_chain_of_an_architecture(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = make_model(tmp_path / "model", name)
+    run = chain(tmp_path, base, hh(tmp_path))
+    said = capsys.readouterr().out
+    assert "gets a pad token and a chat template" in said
+    assert "is in the format hh-rlhf: 41 demonstrations; 1 of 42 records are left out, the first is line 42" in said
+    assert "1 demonstrations are longer than the model's context of 128 tokens" in said
+    for stage in ("sft", "ppo"):
+        tokenizer, model = AutoTokenizer.from_pretrained(run / stage), AutoModelForCausalLM.from_pretrained(run / stage)
+        assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id) and model.config.model_type == name
+        batch = tokenizer(["What is a kiwi?", "Say"], padding=True, return_tensors="pt", return_token_type_ids=False)
+        assert batch["attention_mask"][1, 0] == 0  # padded on the left
+        alone = model.generate(**tokenizer("Say", return_tensors="pt", return_token_type_ids=False), max_new_tokens=5,
+                               do_sample=False)  # fmt: skip
+        together = model.generate(**batch, max_new_tokens=5, do_sample=False)
+        assert together[1, -5:].tolist()[: alone.shape[1]] == alone[0, -5:].tolist()
+    generate = pipeline("text-generation", model=str(run / "ppo"))
+    assert generate("Say", max_new_tokens=3)[0]["generated_text"].startswith("Say")
+    assert AutoModelForSequenceClassification.from_pretrained(run / "rm").config.num_labels == 1
+    assert json.loads((run / "rm" / "stage.json").read_text())["metrics"]["accuracy/rankings"]["pairs"] > 0
+
+
+def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    make_model(tmp_path / "sliding", "mistral", sliding_window=2)
+    with pytest.raises(UserError, match="sliding window"):
+        load_base(str(tmp_path / "sliding"))
+    pickled = make_model(tmp_path / "pickled", "gpt2")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match="its weights are pickles, which can run code"):
+        load_base(str(pickled))
+    with pytest.raises(UserError, match="neither a folder nor in the local cache"):
+        load_base("nobody/nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no safetensors file"):
+        load_base(str(tmp_path / "empty"))
+    broken = make_model(tmp_path / "broken", "gpt2")
+    (broken / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(UserError, match="no causal language model"):
+        load_base(str(broken))
+
+
+def test_a_template_that_ends_no_response_is_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_model(tmp_path / "model", "llama", attention_dropout=0.5)
+    tokenizer = make_tokenizer(folder, pad_token="<|endoftext|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    _, model, equipped = load_base(str(folder))
+    assert "another chat template (its own fails" in capsys.readouterr().out
+    assert equipped.pad_token_id != equipped.eos_token_id and model.config.attention_dropout == 0
+    assert model.get_input_embeddings().weight.shape[0] == len(equipped)
+    assert equipped.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "<|user|> Hi\n"
