@@ -14,7 +14,6 @@ import json
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,7 @@ def session(runs_dir: Path, taste: str, students: Sequence[Labeler], rankings: i
     number, each = CLASSES[rankings]
     for index in range(number):
         rank(store, students[index % len(students)], each)
-    started = time.monotonic()
     trained = work.train(store, options, work.class_run(options, 1), 1)
-    seconds = time.monotonic() - started
     votes = [
         (index, duel.id, 0.5 if first == second else float(first < second))
         for duel in store.duels(1)
@@ -93,7 +90,6 @@ def session(runs_dir: Path, taste: str, students: Sequence[Labeler], rankings: i
         "taste": taste,
         "rankings": len(store.labels(1)),
         "start": start,
-        "seconds": round(seconds),
         "before": trained["others"]["before"],
         "others": trained["others"]["all"],
         "default_length": length(runs_dir / "default"),
@@ -133,13 +129,13 @@ def length(run_dir: Path) -> float:
 
 def table(found: Sequence[dict[str, Any]]) -> Table:
     """For the console and docs/class.md."""
-    out = Table("taste", "rankings", "start", "time", "judge", "others' RM", "tokens", "votes for the class's policy")
+    out = Table("taste", "rankings", "start", "judge", "others' RM", "tokens", "votes for the class's policy")
     for column in out.columns[3:]:
         column.justify = "right"
     for one in found:
         votes = one["votes"]
         out.add_row(
-            one["taste"], str(one["rankings"]), one["start"], f"{one['seconds'] // 60}:{one['seconds'] % 60:02}",
+            one["taste"], str(one["rankings"]), one["start"],
             f"{one['before']['share']:.0%}", f"{one['others']['share']:.0%}",
             f"{one['default_length']:.0f} -> {one['length']:.0f}",
             f"{votes['share']:.0%} ({votes['low']:.0%} - {votes['high']:.0%})",

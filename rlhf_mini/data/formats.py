@@ -386,7 +386,7 @@ def of_messages_by_tree(records: Iterable[Placed]) -> Iterator[Outcome]:
     children: dict[str, list[str]] = defaultdict(list)
     for place, record in records:
         name, parent = record.get("message_id"), record.get("parent_id")
-        if not isinstance(name, str) or not isinstance(parent, str | None):
+        if not isinstance(name, str) or not name or not isinstance(parent, str | None):
             yield Outcome([place], [], '"message_id" or "parent_id" is no text')
         elif name in nodes:
             yield Outcome([place], [], f"the message_id {name[:40]!r} stands there before")

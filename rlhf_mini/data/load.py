@@ -9,11 +9,15 @@ disk instead, in a file that is mapped into memory and vanishes with them.
 
 import json
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_mini.core.console import UserError, console, track
 from rlhf_mini.core.examples import Demonstration, Prompt, Ranking
@@ -24,6 +28,7 @@ T = TypeVar("T")
 Kind = Literal["demonstrations", "rankings", "prompts", "texts"]
 LOOKED_AT = 100  # records by which a format is recognised
 IN_MEMORY = 64_000_000  # characters of JSON; examples beyond that are on the disk
+AT_ONCE = 1000
 OWN = {"prompt-completion", "ranking", "prompt", "text"}  # formats of which nobody needs to be told
 
 
@@ -86,7 +91,7 @@ def load(stage: str, source: str, kind: Kind, strict: bool = False) -> Sequence[
 
 def examples_of(source: str, kind: Kind, report: Report, strict: bool = False) -> Iterator[Any]:
     """The examples of one kind, one by one. A record of which nothing becomes an example is rejected, too."""
-    seen: set[int] = set()
+    hashes = array("q")  # of all examples; they themselves would fill the memory
     for found in outcomes(source, report):
         made, reason = made_of(found, MAKE[kind])
         if made:
@@ -96,10 +101,9 @@ def examples_of(source: str, kind: Kind, report: Report, strict: bool = False) -
         else:
             report.rejected += [Rejected(place, reason) for place in found.places]
         for example in made:
-            key = hash(json.dumps(example, sort_keys=True))
-            report.repeated += key in seen
-            seen.add(key)
+            hashes.append(hash(json.dumps(example, sort_keys=True)))
             yield example
+    report.repeated = len(hashes) - len(np.unique(hashes))
 
 
 def made_of(found: Outcome, make: Callable[[Item | Text], Any]) -> tuple[list[Any], str]:
@@ -260,15 +264,22 @@ class OnDisk(Sequence[T]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        example = json.loads(self._rows[index]["json"])
+        return self._parsed(self._rows[index]["json"])
+
+    def __iter__(self) -> Iterator[T]:
+        for rows in self._rows.iter(AT_ONCE):  # a tenth of the time that one by one takes
+            yield from map(self._parsed, rows["json"])
+
+    def _parsed(self, text: str) -> Any:
+        example = json.loads(text)
         return self._make(*example) if self._make else example
 
 
 class Selected(Sequence[T]):
     """The examples at some indices of a sequence."""
 
-    def __init__(self, examples: Sequence[T], indices: Sequence[int]) -> None:
-        self._examples, self._indices = examples, indices
+    def __init__(self, examples: Sequence[T], indices: Sequence[int] | NDArray[np.int64]) -> None:
+        self._examples, self._indices = examples, np.asarray(indices, np.int64)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -280,4 +291,4 @@ class Selected(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
             return Selected(self._examples, self._indices[index])
-        return self._examples[self._indices[index]]
+        return self._examples[int(self._indices[index])]

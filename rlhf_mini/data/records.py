@@ -9,6 +9,7 @@ give up a whole file at the first. Parquet and data sets of the Hub are read by 
 Files are UTF-8 or UTF-16, with or without a byte order mark, with any line ends, and may be compressed with gzip.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -26,6 +27,11 @@ MAX_RECORD = 16_000_000  # characters: what is longer is no example, and would f
 BEGINNING = 1_000_000  # characters that tell JSON lines from other JSON
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 DATASET = re.compile(r"[\w.-]+/[\w.-]+(@[\w.\[\]:%-]+)?")  # owner/name, and perhaps @split
+
+NO_TEXT = (
+    "rlhf_mini.no_text"  # how the decoders treat bytes that are no text: half a surrogate pair, which no text holds
+)
+codecs.register_error(NO_TEXT, lambda fault: ("\udc80", fault.end if isinstance(fault, UnicodeDecodeError) else 0))
 
 Record = dict[str, Any]
 
@@ -107,12 +113,12 @@ def as_text(content: io.RawIOBase) -> TextIO:
     """What is no text becomes half surrogate pairs, by which `checked` and `from_csv` know it."""
     binary = io.BufferedReader(content)
     beginning = binary.peek(4)[:4]
-    encoding, errors = "utf-8-sig", "surrogateescape"
+    encoding = "utf-8-sig"
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding, errors = "utf-16", "surrogatepass"
+        encoding = "utf-16"
     elif b"\0" in beginning:  # an ASCII character in UTF-16 without a byte order mark
-        encoding, errors = "utf-16-be" if beginning[:1] == b"\0" else "utf-16-le", "surrogatepass"
-    return io.TextIOWrapper(binary, encoding, errors, newline="")  # a text may hold U+2028, which is no line end here
+        encoding = "utf-16-be" if beginning[:1] == b"\0" else "utf-16-le"
+    return io.TextIOWrapper(binary, encoding, NO_TEXT, newline="")  # a text may hold U+2028, which is no line end here
 
 
 def lines_of(file: TextIO) -> Iterator[tuple[int, str | None]]:

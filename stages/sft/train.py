@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -182,20 +183,17 @@ def split(
     Raises:
         UserError: there is only one prompt.
     """
-    order = random.Random(seed).sample(range(len(demonstrations)), len(demonstrations))
-    shuffled = {index: hash(contents(demonstrations[index]["prompt"])) for index in order}  # not all of them in memory
-    prompts = list(dict.fromkeys(shuffled.values()))
+    number = len(demonstrations)
+    order = np.array(random.Random(seed).sample(range(number), number))
+    hashes = np.fromiter((hash(contents(each["prompt"])) for each in demonstrations), np.int64, number)[order]
+    prompts = hashes[np.sort(np.unique(hashes, return_index=True)[1])]  # each where it stands first
     if len(prompts) < 2:
         raise UserError(
             "the demonstrations are all of one prompt: add some of another, one prompt is held out to measure the "
             "validation loss"
         )
-    chosen = set(prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
-    training, held_out = (
-        Selected(demonstrations, [index for index, prompt in shuffled.items() if (prompt in chosen) == wanted])
-        for wanted in (False, True)
-    )
-    return training, held_out
+    held_out = np.isin(hashes, prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
+    return Selected(demonstrations, order[~held_out]), Selected(demonstrations, order[held_out])
 
 
 def pretraining_texts(

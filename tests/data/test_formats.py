@@ -182,6 +182,11 @@ def test_flat_messages_that_hang_on_nothing_or_stand_there_twice(tmp_path: Path)
     assert {place: reason.split()[-2] for place, reason in report.rejected} == {"line 6": "there", "line 7": "is"}
 
 
+def test_a_message_without_an_id_is_not_its_own_parent(tmp_path: Path) -> None:
+    found, report = read(write(tmp_path / "f.jsonl", [*FLAT, {**FLAT[1], "message_id": ""}]), "demonstrations")
+    assert len(found) == 2 and report.rejected == [("line 6", '"message_id" or "parent_id" is no text')]
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 ROWS = [{"prompt": f"Frage {n} ä\u2028x", "completion": "é"} for n in range(3)]
