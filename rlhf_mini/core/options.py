@@ -30,6 +30,7 @@ from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.validation import is_utf8, sentence
 
 T = TypeVar("T")
+STAGES = {"sft", "rm", "ppo"}  # a configuration may have a section for each
 
 
 def option(default: Any, text: str) -> Any:
@@ -91,9 +92,10 @@ class RunOptions:
 
 
 @options
-class DataOptions(RunOptions):
-    """What the stages take that read examples. A file of examples may be in any format of rlhf_mini/data/formats.py."""
+class StageOptions(RunOptions):
+    """What every stage takes. A file of examples may be in any format of rlhf_mini/data/formats.py."""
 
+    device: Literal["cpu", "auto"] = option("cpu", "cpu, or auto for the best available device.")
     strict: bool = option(False, "Stop at a record that cannot be used, instead of leaving it out and saying so.")
     too_long: Literal["drop", "cut"] = option(
         "drop", "What is longer than the model's context: drop it, or cut off the beginning of its prompt."
@@ -132,8 +134,9 @@ def _parser(cls: type[Any], prog: str | None, description: str) -> argparse.Argu
         exit_on_error=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE.yaml", help="Read options from this file; the command line takes precedence."
-    )
+        "--config", metavar="FILE.yaml",
+        help="Read options from this file, or from its section sft, rm or ppo; the command line takes precedence.",
+    )  # fmt: skip
     for field in dataclasses.fields(cls):
         text = field.metadata["description"] + ("" if field.default == "" else f" (default: {field.default})")
         text = text.replace("%", "%%")
@@ -186,6 +189,8 @@ def _read_config(path: str, cls: type[Any]) -> dict[str, str]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold lines of the form `option: value`")
+    if set(content) <= STAGES and all(isinstance(section, dict) for section in content.values()):
+        content = content.get(cls.__name__.removesuffix("Options").lower(), {})
     names = {field.name for field in dataclasses.fields(cls)}
     for name, value in content.items():
         if name not in names:

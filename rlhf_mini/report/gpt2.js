@@ -358,7 +358,11 @@ function look({ sft, ppo, rm, value }, tokenizer, prompt, response, options) {
 // Out: token {id, stage, sample, text}, answer {id, stage, sample, text, ids, ended, score}, too_long {id, tokens, room},
 //      done {id, tokens, seconds}, failed {id, message}, and look with all that came with the question
 function serve(post) {
-  const models = {}; // promises: a question waits only for the models that it needs
+  const models = {}, arrived = {}; // promises, and what settles them: a question waits only for the models that it needs
+  function promised(name) {
+    models[name] ??= new Promise((settle) => { arrived[name] = settle; });
+    return models[name];
+  }
   let tokenizer, options, latest = 0;
 
   // Lets messages in, such as stop. A timer would wait longer each time.
@@ -372,7 +376,7 @@ function serve(post) {
     const started = performance.now();
     const work = []; // one generator a stage and sample; each in turn says a token
     const starting = Object.entries(chats).map(async ([stage, messages]) => {
-      const model = await models[stage];
+      const model = await promised(stage);
       const prompt = stage === "base" ? tokenizer.encodeBare(messages) : tokenizer.encodeChat(messages);
       const room = model.config.n_positions - options.limit;
       if (latest !== id) return;
@@ -399,7 +403,7 @@ function serve(post) {
           post({ type: "token", id, stage: one.stage, sample: one.number, text: response(one.ids) });
         } else {
           work.splice(work.indexOf(one), 1);
-          const [rm, sft] = [await models.rm, await models.sft];
+          const [rm, sft] = [await promised("rm"), await promised("sft")];
           if (latest !== id) return;
           const text = response(one.ids), ended = one.ids[one.ids.length - 1] === tokenizer.eos;
           const read = one.stage === "base" ? tokenizer.encodeResponse(text, ended) : one.ids;
@@ -420,7 +424,7 @@ function serve(post) {
   const response = (ids) => tokenizer.decode(ids).replace(/^ /, "");
 
   async function examine({ messages, ids, ...asked }) {
-    const [sft, ppo, rm, value] = await Promise.all(["sft", "ppo", "rm", "value"].map((name) => models[name]));
+    const [sft, ppo, rm, value] = await Promise.all(["sft", "ppo", "rm", "value"].map(promised));
     post({ ...asked, look: look({ sft, ppo, rm, value }, tokenizer, tokenizer.encodeChat(messages), ids, options) });
   }
 
@@ -431,8 +435,8 @@ function serve(post) {
       options = { ...message.options, eos: tokenizer.eos };
     } else if (message.type === "model") {
       const { name, packed } = message;
-      models[name] = Promise.resolve(models[packed.start]).then((start) => unpack(packed, start));
-      models[name].catch(() => {}); // who waits for it is told
+      promised(name).catch(() => {}); // who waits for it is told
+      arrived[name](packed.start ? promised(packed.start).then((start) => unpack(packed, start)) : unpack(packed));
     } else if (message.type === "ask") ask(message).catch(failed);
     else if (message.type === "stop") latest = 0;
     else if (message.type === "look") examine(message).catch(failed);

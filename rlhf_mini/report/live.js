@@ -8,9 +8,15 @@ if (byId("live")) {
 
   const worker = new Worker(URL.createObjectURL(new Blob([byId("engine").textContent], { type: "text/javascript" })));
   worker.postMessage({ type: "load", tokenizer, options });
-  for (const [name, model] of Object.entries(models)) {
-    worker.postMessage({ type: "model", name, packed: { ...model, data: byId(`weights-${name}`).textContent } });
+  // The base, which stands before this script, begins to answer while the browser still reads the other models.
+  function send(names) {
+    for (const name of names) {
+      worker.postMessage({ type: "model", name, packed: { ...models[name], data: byId(`weights-${name}`).textContent } });
+    }
   }
+  const [first, ...others] = Object.keys(models);
+  send([first]);
+  document.addEventListener("DOMContentLoaded", () => send(others));
 
   let question = 0; // number of the last question; answers to earlier ones are dropped
   let chats = {}; // by stage: what it was asked

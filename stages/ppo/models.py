@@ -12,6 +12,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.core.options import load_function
+from rlhf_mini.models.base import device_of
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, load_tokenizer
@@ -51,8 +52,7 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
 
 def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> Models:
     """Policy and reference from `sft`, value model and reward from `rm`, all in eval mode: no dropout, ever."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
-    device = accelerator or torch.device("cpu")
+    device = device_of(options.device)
     tokenizer = load_tokenizer(sft.path)
     policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
     if rm is None:

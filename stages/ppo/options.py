@@ -7,7 +7,7 @@ from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import DataOptions, Seed, option, options
+from rlhf_mini.core.options import Seed, StageOptions, option, options
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -18,7 +18,7 @@ def names_function(reward: str) -> bool:
 
 
 @options
-class PPOOptions(DataOptions):
+class PPOOptions(StageOptions):
     """Options of `python -m stages.ppo`. B is `episodes`, the batch of one iteration."""
 
     # Paths
@@ -27,7 +27,6 @@ class PPOOptions(DataOptions):
     validation_prompts: str = option(
         "data/prompts/validation.jsonl", "Prompts that the finished policy is measured on."
     )
-    device: Literal["cpu", "auto"] = option("cpu", "cpu, or auto for the best available device.")
 
     # Rollout
     updates: PositiveInt = option(60, "PPO iterations: each samples EPISODES responses and learns from them.")

@@ -6,11 +6,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhf_mini.core.console import UserError
-from rlhf_mini.core.options import DataOptions, Seed, option, options
+from rlhf_mini.core.options import Seed, StageOptions, option, options
 
 
 @options
-class RMOptions(DataOptions):
+class RMOptions(StageOptions):
     """Defaults are for the mini world."""
 
     seed: Seed = option(0, "Seed of the samples, of who ranks what, of the head and of the order.")

@@ -56,6 +56,7 @@ from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.data.load import collected, files_among, load
+from rlhf_mini.models.base import device_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
@@ -86,6 +87,9 @@ def train_rm(options: RMOptions) -> None:
     judge = None if options.init == "sft" else judge_for(tokenizer, options.init)
     base = load_checkpoint(options.base, "base") if options.base and not options.rankings else None
     ppo = load_checkpoint(options.ppo, "ppo") if options.ppo else None
+    for option, checkpoint in (("--base", base), ("--ppo", ppo)):
+        if checkpoint and load_tokenizer(checkpoint.path).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{option}: {checkpoint.path} has other tokens than the SFT model: name another, or none")
     parents = [one for one in (sft, judge, base, ppo) if one is not None]
     labelers = {
         "training": load_labelers(options.labelers),
@@ -94,9 +98,10 @@ def train_rm(options: RMOptions) -> None:
     }
     demonstrations = load("rm", options.demonstrations, "demonstrations", options.strict)
     preferences = read_preferences(options.content) if options.content else []
-    sft_model = AutoModelForCausalLM.from_pretrained(sft.path)
+    device = device_of(options.device)
+    sft_model = AutoModelForCausalLM.from_pretrained(sft.path).to(device)
     people_ranked = ordered(load("rm", options.rankings, "rankings", options.strict)) if options.rankings else []
-    models = Models(sft_model, language_model(base), language_model(ppo))
+    models = Models(sft_model, language_model(base, device), language_model(ppo, device))
     fitting = Fitting(sft_model, options.too_long)
     normalizing = [each for each in drawn(demonstrations, options) if fits(sft_model, tokenizer, each)]
     if not normalizing:
@@ -149,6 +154,7 @@ def train_rm(options: RMOptions) -> None:
         else:
             reward_model = AutoModelForSequenceClassification.from_pretrained(judge.path)
             reward_model.config.reward_mean = 0.0  # an earlier reward model's zero; it gets a new one below
+        reward_model.to(device)
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
         counts: dict[str, Any] = {
             "rankings": len(rankings),
@@ -274,8 +280,8 @@ def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:
     return judge
 
 
-def language_model(checkpoint: Checkpoint | None) -> PreTrainedModel | None:
-    return AutoModelForCausalLM.from_pretrained(checkpoint.path) if checkpoint else None
+def language_model(checkpoint: Checkpoint | None, device: torch.device) -> PreTrainedModel | None:
+    return AutoModelForCausalLM.from_pretrained(checkpoint.path).to(device) if checkpoint else None
 
 
 def spread(scores: Sequence[Sequence[float]]) -> float:

@@ -5,11 +5,11 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlhf_mini.core.options import DataOptions, Seed, option, options
+from rlhf_mini.core.options import Seed, StageOptions, option, options
 
 
 @options
-class SFTOptions(DataOptions):
+class SFTOptions(StageOptions):
     """Defaults are for the mini world and a model of a million parameters."""
 
     seed: Seed = option(0, "Seed of the split, the order of examples and the shown samples.")

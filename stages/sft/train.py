@@ -42,7 +42,7 @@ from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.data.load import Selected, collected, files_among, load
-from rlhf_mini.models.base import load_base
+from rlhf_mini.models.base import device_of, load_base
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import lay_out, text_loss
@@ -76,6 +76,7 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
     base, model, tokenizer = load_base(options.base)
+    model.to(device_of(options.device))
     set_residual_dropout(model, options.dropout)
 
     # 1. Demonstrations to train on and held-out ones, in tokens.

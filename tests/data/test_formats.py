@@ -23,7 +23,7 @@ TREE: dict[str, Any] = {
         ],
     },
 }  # fmt: skip
-FLAT = [
+FLAT: list[dict[str, Any]] = [
     {"message_id": "e", "parent_id": "d", "role": "assistant", "text": "More."},
     {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Q"},
     {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "poor", "rank": 1},

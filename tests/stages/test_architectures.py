@@ -18,6 +18,8 @@ from transformers import (
 
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import write_jsonl
+from rlhf_mini.core.inputs import ROOT
+from rlhf_mini.core.options import parse_options
 from rlhf_mini.models.base import load_base
 from stages.ppo.options import PPOOptions
 from stages.ppo.train import train_ppo
@@ -76,7 +78,7 @@ def hh(folder: Path) -> str:
     def transcript(n: int, answer: str) -> str:
         return f"\n\nHuman: What is kiwi {n}?\n\nAssistant: {answer}"
 
-    records = [{"chosen": transcript(n, "It is a bird."), "rejected": transcript(n, "Look it up!")} for n in range(40)]
+    records = [{"chosen": transcript(n, "It is a bird."), "rejected": transcript(n, "Look it up!")} for n in range(200)]
     records.append({"chosen": transcript(9, "It is" * 200), "rejected": transcript(9, "No")})
     write_jsonl(folder / "hh.jsonl", records)
     with (folder / "hh.jsonl").open("a") as file:
@@ -102,21 +104,56 @@ def test_the_chain_of_an_architecture(tmp_path: Path, name: str, capsys: pytest.
     run = chain(tmp_path, base, hh(tmp_path))
     said = capsys.readouterr().out
     assert "gets a pad token and a chat template" in said
-    assert "is in the format hh-rlhf: 41 demonstrations; 1 of 42 records are left out, the first is line 42" in said
+    assert "is in the format hh-rlhf: 201 demonstrations; 1 of 202 records are left out, the first is line 202" in said
     assert "1 demonstrations are longer than the model's context of 128 tokens" in said
     for stage in ("sft", "ppo"):
         tokenizer, model = AutoTokenizer.from_pretrained(run / stage), AutoModelForCausalLM.from_pretrained(run / stage)
         assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id) and model.config.model_type == name
         batch = tokenizer(["What is a kiwi?", "Say"], padding=True, return_tensors="pt", return_token_type_ids=False)
         assert batch["attention_mask"][1, 0] == 0  # padded on the left
-        alone = model.generate(**tokenizer("Say", return_tensors="pt", return_token_type_ids=False), max_new_tokens=5,
-                               do_sample=False)  # fmt: skip
-        together = model.generate(**batch, max_new_tokens=5, do_sample=False)
-        assert together[1, -5:].tolist()[: alone.shape[1]] == alone[0, -5:].tolist()
+        one = tokenizer("Say", return_tensors="pt", return_token_type_ids=False)
+        alone, together = (model.generate(**each, max_new_tokens=5, do_sample=False) for each in (one, batch))
+        alone, together = alone[0, one["input_ids"].shape[1] :], together[1, batch["input_ids"].shape[1] :]
+        assert together[: len(alone)].tolist() == alone.tolist()
     generate = pipeline("text-generation", model=str(run / "ppo"))
     assert generate("Say", max_new_tokens=3)[0]["generated_text"].startswith("Say")
     assert AutoModelForSequenceClassification.from_pretrained(run / "rm").config.num_labels == 1
     assert json.loads((run / "rm" / "stage.json").read_text())["metrics"]["accuracy/rankings"]["pairs"] > 0
+
+
+def tree(n: int) -> dict[str, Any]:
+    """A prompt with three ranked replies, the best of which was asked something more."""
+    replies = [
+        {"message_id": f"{n}.{place}", "role": "assistant", "text": text, "rank": place, "replies": []}
+        for place, text in enumerate(["It is a bird.", "A bird", "Look it up!"])
+    ]
+    replies[0]["replies"] = [{"message_id": f"{n}.3", "role": "prompter", "text": "Where?", "replies": [
+        {"message_id": f"{n}.4", "role": "assistant", "text": "There.", "replies": []}]}]  # fmt: skip
+    return {"message_tree_id": f"{n}", "prompt": {"message_id": f"{n}", "role": "prompter", "replies": replies,
+                                                  "text": f"What is kiwi {n}?"}}  # fmt: skip
+
+
+def test_the_chain_from_a_tree_of_messages_and_from_an_array_in_korean(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "model", "llama")
+    write_jsonl(tmp_path / "trees.jsonl", [tree(n) for n in range(200)])
+    run = chain(tmp_path, base, str(tmp_path / "trees.jsonl"))
+    counts = [json.loads((run / stage / "stage.json").read_text())["metrics"] for stage in ("sft", "rm")]
+    assert counts[0]["demonstrations"] + counts[0]["validation_demonstrations"] == 400
+    assert counts[1]["rankings"] + counts[1]["rankings_held_out"] == 200 and counts[1]["pairs"] == 3 * 180
+
+    answers = {"completion_0": "새입니다.", "completion_1": "찾아보세요!", "completion_2": "새", "ranking": [0, 2, 1]}
+    array = [{"prompt": f"키위 {n}은 무엇입니까?", **answers} for n in range(200)]
+    (tmp_path / "ko.jsonl").write_text(json.dumps(array, ensure_ascii=False, indent=1), encoding="utf-8")
+    run = chain(tmp_path / "ko", base, str(tmp_path / "ko.jsonl"))
+    ranking = json.loads((run / "rm" / "rankings.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert ranking["responses"][0] == "새입니다." and ranking["ranks"] == [1, 3, 2]
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_options(preset: Path) -> None:
+    for options in (SFTOptions, RMOptions, PPOOptions):
+        changed = parse_options(options, ["--config", str(preset)])
+        assert changed != options()
 
 
 def test_a_model_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
