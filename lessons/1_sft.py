@@ -86,7 +86,7 @@ check_labels(labels)
 
 # %% id="tokens"
 base, tuned = lesson.load("base"), lesson.load("sft")
-((prompt_ids, completion_ids),) = encode_demonstrations(tuned.model, tuned.tokenizer, held_out[:1], "held out")
+((prompt_ids, completion_ids),) = encode_demonstrations(tuned.model, tuned.tokenizer, held_out[:1])
 with torch.no_grad():
     before, after = (
         -response_logprobs(one.model, [prompt_ids], [completion_ids]).logprobs for one in (base, tuned)

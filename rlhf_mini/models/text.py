@@ -170,9 +170,10 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 def encode_demonstrations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration],
-    fitting: "Fitting",
+    fitting: "Fitting | None" = None,
 ) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
-    """The tokens of each prompt and of its completion, of those that `fitting` lets pass."""
+    """The tokens of each prompt and of its completion, of those that `fitting` lets pass (default: those that fit)."""
+    fitting = fitting or Fitting(model, "drop")
     for start in range(0, len(demonstrations), AT_ONCE):
         chunk = demonstrations[start : start + AT_ONCE]
         prompts = encode_prompts(tokenizer, [each["prompt"] for each in chunk])

@@ -269,7 +269,7 @@ def read_prompts(
 
 
 def fits(model: PreTrainedModel, tokenizer: Tokenizer, demonstration: Demonstration) -> bool:
-    return any(True for _ in encode_demonstrations(model, tokenizer, [demonstration], Fitting(model, "drop")))
+    return any(True for _ in encode_demonstrations(model, tokenizer, [demonstration]))
 
 
 def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:

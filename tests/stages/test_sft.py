@@ -18,7 +18,7 @@ from rlhf_mini.core.examples import Demonstration
 from rlhf_mini.core.files import read_jsonl, write_jsonl
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.models.scoring import text_loss
-from rlhf_mini.models.text import Fitting, encode_demonstrations, encode_response, encode_texts
+from rlhf_mini.models.text import encode_demonstrations, encode_response, encode_texts
 from rlhf_mini.training.batches import length_bucketed_batches
 from rlhf_mini.training.loop import Objective
 from stages.sft import train as sft
@@ -106,7 +106,7 @@ def test_learns_from_demonstrations_and_leaves_a_checkpoint(nano_base, tmp_path,
 
 
 def encode(model: PreTrainedModel, tokenizer: Any, demonstrations: list[Demonstration]) -> list[Example]:
-    return [Example(*ids) for ids in encode_demonstrations(model, tokenizer, demonstrations, Fitting(model, "drop"))]
+    return [Example(*ids) for ids in encode_demonstrations(model, tokenizer, demonstrations)]
 
 
 def trl_trainer(tokenizer: Any, model: PreTrainedModel, settings: dict[str, Any], dataset: Dataset) -> SFTTrainer:
