@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,7 +207,6 @@ def test_a_session_in_a_terminal(nano_run: CompareOptions, tmp_path: Path) -> No
     child.sendline("2 1")
     child.expect("2 of 2")
     child.expect("order> ")
-    time.sleep(0.3)  # a Ctrl-C between the prompt and the wait for input is only seen at the next key
     child.sendintr()
     child.expect("interrupted: .*your rankings are in")
     child.expect(pexpect.EOF)
