@@ -169,6 +169,18 @@ def test_a_first_look_that_is_answered_late_does_not_hold_up_who_has_joined(brow
     assert page.locator("#join").is_hidden()
 
 
+def test_an_earlier_round_is_to_look_at(browser: Any, server: Server) -> None:
+    Store(server.path).begin_round(2, [item(number) for number in range(5)], common=3)
+    teacher = browser.new_context().new_page()
+    teacher.goto(f"{server.address}/teacher/the-secret")
+    teacher.click("#rounds >> text=Round 1")
+    teacher.locator("#rounds [aria-current=page]", has_text="Round 1").wait_for()
+    assert teacher.locator("[data-what]:disabled").count() == 5
+    teacher.click("#rounds >> text=Round 2")
+    teacher.locator("#prompts", has_text="0/5").wait_for()
+    assert teacher.locator("[data-what]:disabled").count() == 0
+
+
 def test_two_tabs_are_one_student(browser: Any, server: Server) -> None:
     page = phone(browser, server, "Ana")
     other = page.context.new_page()

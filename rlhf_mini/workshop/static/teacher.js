@@ -45,6 +45,7 @@
     byId("prompts").textContent = `${state.prompts}/${state.of_prompts}`;
     byId("phase").textContent = say("phase", { round: state.round, joined: state.students.length, phase: say(state.phase) });
     byId("rounds").hidden = state.rounds < 2;
+    for (const button of document.querySelectorAll("[data-what]")) button.disabled = state.round < state.rounds; // they are for the present one
     draw("rounds", [state.rounds, state.round], () => Array.from({ length: state.rounds }, (_, index) => {
       const link = make("a", { href: `?round=${index + 1}` }, say("round", { round: index + 1 }));
       if (index + 1 === state.round) link.setAttribute("aria-current", "page");
