@@ -184,7 +184,10 @@ class Pages:
             both = [duel.ours, duel.theirs]
             order = shuffle_of(student.id, duel.id, 2)
             shown = [both[index] for index in order]
-            return JSONResponse({"duel": duel.id, "prompt": duel.prompt, "responses": shown})
+            goal, done = len(self.store.duels(number)), self.store.voted(student.id, number)
+            return JSONResponse(
+                {"duel": duel.id, "prompt": duel.prompt, "responses": shown, "done": done, "goal": goal}
+            )
         item = self.store.next_item(student.id, number)
         done = self.store.done(student.id, number)
         if item is None:
@@ -238,13 +241,17 @@ class Pages:
         """All that the projector shows; of an earlier round with ?round=1."""
         number = self.round_of(request)
         found = figures.live(self.store, number)
-        votes = self.store.votes(number)
+        votes, names = self.store.votes(number), self.store.nicknames()
+        training = self.store.training(number)
+        if training and training.get("others"):
+            each = training["others"]["each"]
+            training["others"]["each"] = {names[int(student)]: share for student, share in each.items()}
         found |= {
             "round": number,
             "rounds": self.round,
-            "students": list(self.store.nicknames().items()),
+            "students": list(names.items()),
             "phase": self.phase,
-            "training": self.store.training(number),
+            "training": training,
             "work": self.work.state(),
             "votes": figures.verdict(votes),
             "duels": figures.side_by_side(self.store.duels(number), votes),

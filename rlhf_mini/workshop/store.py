@@ -145,19 +145,11 @@ class Store:
         return dict(self._db.execute("SELECT id, nickname FROM students ORDER BY id").fetchall())
 
     def hide(self, student: int) -> None:
-        """Gives a student a number in the place of their nickname, here and in what trainings found."""
+        """Gives a student a number in the place of their nickname."""
         with self._writing() as db:
-            found = db.execute("SELECT nickname FROM students WHERE id = ?", (student,)).fetchone()
-            if not found:
-                raise Refused("button")
             name = f"no. {student}"
-            db.execute("UPDATE students SET nickname = ? WHERE id = ?", (name, student))
-            for number, text in db.execute("SELECT round, found FROM trainings").fetchall():
-                training = json.loads(text)
-                each = (training.get("others") or {}).get("each", {})
-                if found[0] in each:
-                    each[name] = each.pop(found[0])
-                    db.execute("UPDATE trainings SET found = ? WHERE round = ?", (dumps(training), number))
+            if not db.execute("UPDATE students SET nickname = ? WHERE id = ?", (name, student)).rowcount:
+                raise Refused("button")
 
     # --- ranking -----------------------------------------------------------------------------------------------------
 
@@ -301,6 +293,10 @@ class Store:
             "SELECT id, round, prompt, ours, theirs FROM duels WHERE round = ? ORDER BY id", (number,)
         )
         return [Duel(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows.fetchall()]
+
+    def voted(self, student: int, number: int) -> int:
+        """How many of a round's duels a student has voted on."""
+        return sum(voter == student for voter, _, _ in self.votes(number))
 
     def next_duel(self, student: int, number: int) -> Duel | None:
         """The next one that a student has not voted on, in an order of their own."""

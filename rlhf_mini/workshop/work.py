@@ -68,6 +68,7 @@ def train(store: Store, options: argparse.Namespace, name: str, number: int) -> 
     from stages.rm.options import RMOptions
     from stages.rm.train import train_rm
 
+    names = {nickname: str(student) for student, nickname in reversed(store.nicknames().items())}
     rankings = [one for one in store.rankings(number) if pairs(one["ranks"])]
     prompts = len({contents(one["prompt"]) for one in rankings})
     if len(rankings) < MIN_RANKINGS or prompts < MIN_PROMPTS:
@@ -96,6 +97,8 @@ def train(store: Store, options: argparse.Namespace, name: str, number: int) -> 
     both = duels(default, making)
     console.print("students: how well do the others predict each of you?")
     others = predictions(default / "sft", rankings)
+    if others:  # by number: a nickname may be hidden at any time
+        others["each"] = {names[nickname]: found for nickname, found in others["each"].items()}
     shutil.rmtree(folder, ignore_errors=True)
     making.rename(folder)
     store.add_duels(number, both)

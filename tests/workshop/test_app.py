@@ -194,7 +194,7 @@ def test_the_teacher_sees_figures_opens_the_vote_and_takes_the_rankings(connect:
 def test_a_nickname_can_be_hidden_everywhere(connect: Connect, store: Store) -> None:
     join(connect(), "Rude")
     teacher = enter(connect())
-    store.set_training(1, "r-ours-1", "fresh", {"others": {"each": {"Rude": None, "Bo": None}}})
+    store.set_training(1, "r-ours-1", "fresh", {"others": {"each": {"1": None}}})
     assert teacher.post("/teacher/do", json={"what": "hide", "student": 1}).status_code == 200
     text = teacher.get("/teacher/state").text
     assert "Rude" not in text and text.count('"no. 1"') == 2

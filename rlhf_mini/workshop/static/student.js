@@ -71,7 +71,7 @@
     const voting = found.duel !== undefined;
     byId("how").hidden = byId("for-ranks").hidden = byId("send").hidden = voting;
     byId("how-vote").hidden = byId("neither").hidden = !voting;
-    byId("progress").textContent = voting ? "" : found.done < found.goal
+    byId("progress").textContent = voting || found.done < found.goal
       ? say("progress", { done: found.done + 1, goal: found.goal }) : say("enough", { done: found.done });
     byId("prompt").replaceChildren(...found.prompt.map(({ role, content }) => make("p", {}, make("b", {}, `${role}: `), content)));
     show();

@@ -32,6 +32,7 @@
     return fetch("do", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   }
 
+  let said = "", was = false; // what a button answered, until the next one; whether something was at work
   let drawn = {}; // what was shown last, by element: what has not changed stays, with its focus
   function draw(id, value, made) {
     const text = JSON.stringify(value);
@@ -43,9 +44,14 @@
   function show(state) {
     for (const name of ["labelers", "rankings"]) byId(name).textContent = state[name];
     byId("prompts").textContent = `${state.prompts}/${state.of_prompts}`;
-    byId("phase").textContent = say("phase", { round: state.round, joined: state.students.length, phase: say(state.phase) });
+    byId("phase").textContent = say("phase", { round: state.round, joined: state.students.length, phase: say(state.round < state.rounds ? "past" : state.phase) });
     byId("rounds").hidden = state.rounds < 2;
-    for (const button of document.querySelectorAll("[data-what]")) button.disabled = state.round < state.rounds; // they are for the present one
+    const running = state.work?.status === "running", { training, votes } = state;
+    const possible = { rank: true, vote: state.duels.length, train: !running, round: training && !running };
+    for (const button of document.querySelectorAll("[data-what]")) { // they are for the present round
+      button.disabled = state.round < state.rounds || !possible[button.dataset.what];
+    }
+    byId("export").href = `rankings.jsonl?hashed=1&round=${state.round}`;
     draw("rounds", [state.rounds, state.round], () => Array.from({ length: state.rounds }, (_, index) => {
       const link = make("a", { href: `?round=${index + 1}` }, say("round", { round: index + 1 }));
       if (index + 1 === state.round) link.setAttribute("aria-current", "page");
@@ -55,14 +61,17 @@
     byId("agreement").replaceChildren(
       ...line(say("among"), state.agreement), ...line(say("simulated"), state.with_simulated),
       ...line("InstructGPT", { share, low: share - half_width, high: share + half_width }));
-    const { training, votes, work } = state;
+    const work = running || state.work?.round === state.round ? state.work : null;
+    if (was && !running) said = ""; // "something is at work" is over
+    was = running;
     byId("training").hidden = !work;
     const step = work?.status === "running" && /(\d+)\/(\d+)/.exec(work.line);
     byId("progress").hidden = work?.status !== "running";
     if (step) Object.assign(byId("progress"), { max: step[2], value: step[1] }); else byId("progress").removeAttribute("value");
     if (work) byId("line").textContent = `${say(work.status)} ${work.line}`;
     byId("winner").hidden = !(votes || state.phase === "vote");
-    byId("verdict").replaceChildren(...line(say("ours"), votes, votes ? `, ${say("votes", { number: votes.votes })}` : ""));
+    byId("votes").textContent = votes ? say("votes", { number: votes.votes }) : "";
+    byId("verdict").replaceChildren(...line(say("ours"), votes));
     byId("policies").hidden = !state.duels.length;
     draw("both", state.duels, () => state.duels.flatMap(({ prompt, ours, theirs }) => [messages(prompt), pairs([
       [say("of_ours", { votes: ours[1] }), ours[0]], [say("of_default", { votes: theirs[1] }), theirs[0]]])]));
@@ -86,7 +95,6 @@
     }));
   }
 
-  let said = ""; // by a button; stays until the next one
   async function look() {
     try {
       const response = await fetch(`state${location.search}`);
