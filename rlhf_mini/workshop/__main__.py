@@ -31,7 +31,7 @@ LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 def main() -> None:
     options = arguments()
     path = options.runs_dir / options.run / f"{options.name}.sqlite"
-    if options.command == "serve":
+    if options.command in ("serve", "import"):  # these may begin a class
         load_checkpoint(options.runs_dir / options.run / "ppo", "ppo")  # a sentence about what to run, if there is none
     elif not path.is_file():
         raise UserError(f"there is no {path}: `make class` begins one")
@@ -123,7 +123,15 @@ def serve(store: Store, options: argparse.Namespace, number: int) -> None:
             "Only this computer can open them. For phones in the same network: make class HOST=0.0.0.0", soft_wrap=True
         )
     console.print("Ctrl-C stops; `make class` goes on where it stopped.")
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+    )
 
 
 def own_address() -> str:
