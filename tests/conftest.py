@@ -2,6 +2,7 @@
 
 import rlhf_mini  # noqa: F401, I001
 
+import os
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("sft", "rm", "ppo"):
             if not (folder / "nano" / stage).exists():
                 command = [sys.executable, "-m", f"stages.{stage}", "--config", f"stages/{stage}/nano.yaml"]
-                subprocess.run([*command, "--runs_dir", str(folder)], cwd=ROOT, check=True)
+                # Meanwhile the other processes wait for it, so it may use their cores.
+                environment = {**os.environ, "OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1))}
+                subprocess.run([*command, "--runs_dir", str(folder)], cwd=ROOT, check=True, env=environment)
     return folder
 
 

@@ -210,8 +210,10 @@ def test_the_blind_vote(browser: Any, server: Server) -> None:
     store.add_duels(1, [([{"role": "user", "content": f"Q{n}"}], "ours", "theirs") for n in range(2)])
     teacher = browser.new_context().new_page()
     teacher.goto(f"{server.address}/teacher/the-secret")
-    teacher.click("[data-what=vote]")
-    page.locator("#neither").wait_for(timeout=20_000)
+    with teacher.expect_response("**/do"):
+        teacher.click("[data-what=vote]")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # as if it woke up: it looks at once
+    page.locator("#neither").wait_for()
     page.wait_for_timeout(450)
     page.locator("#responses button", has_text="ours").click()
     page.locator("#prompt", has_text="Q").wait_for()

@@ -28,6 +28,7 @@ def options(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     few = partial(ppo_options.PPOOptions, updates=2, episodes=16, num_minibatches=2, warmup_updates=1, ptx_batch_size=2,
                   evaluation_prompts=16, max_new_tokens=16)  # fmt: skip
     monkeypatch.setattr(ppo_options, "PPOOptions", few)
+    monkeypatch.setattr(work, "FOLDS", 2)
     with console.capture():
         yield argparse.Namespace(
             run="nano", runs_dir=tmp_path, name="ours", prompts=12, common=3, responses=3, start="fresh", round=1
