@@ -24,10 +24,10 @@ from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import console, run
 from rlhf_mini.core.examples import Prompt, Response, contents, read_prompts
 from rlhf_mini.core.files import write_json
-from rlhf_mini.core.rankings import Labeler
+from rlhf_mini.core.rankings import Labeler, competition
 from rlhf_mini.workshop import figures, work
 from rlhf_mini.workshop.sampling import new_round
-from rlhf_mini.workshop.store import ALL_BAD, RANKED, Store, competition
+from rlhf_mini.workshop.store import ALL_BAD, RANKED, Store
 from rlhf_mini.world.labelers import heldout_labelers, training_labelers
 
 CLASSES = {60: (12, 5), 600: (30, 20)}  # rankings: students, and prompts that each of them ranks

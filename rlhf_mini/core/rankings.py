@@ -98,6 +98,11 @@ class Count:
         return Count(self.right + other.right, self.pairs + other.pairs)
 
 
+def competition(ranks: Sequence[float]) -> list[int]:
+    """The same order, the lowest first, in ranks that skip places after a tie: 1, 1, 3."""
+    return [1 + sum(other < rank for other in ranks) for rank in ranks]
+
+
 def pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
     """The comparisons in a ranking, without ties: (index of the preferred response, index of the other).
 

@@ -36,6 +36,7 @@ from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 from rlhf_mini.core.examples import Messages
+from rlhf_mini.core.rankings import competition
 from rlhf_mini.data.records import Record
 
 ROLES = {
@@ -208,7 +209,7 @@ def preferred(first: Messages, second: Messages) -> Item:
 
 def compared(prompt: Messages, responses: Sequence[str], scores: Sequence[float]) -> Item:
     """Ranks by score, the highest first; equal scores are tied."""
-    return Item(prompt, list(responses), [1 + sum(other > score for other in scores) for score in scores])
+    return Item(prompt, list(responses), competition([-score for score in scores]))
 
 
 def others(record: Record, *used: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ disk instead, in a file that is mapped into memory and vanishes with them.
 
 import json
 import tempfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -47,8 +46,6 @@ class Report:
     format: str = ""
     records: int = 0
     used: int = 0
-    repeated: int = 0
-    """Examples that stand there before, word for word. They are used again: two people may have said the same."""
     rejected: list[Rejected] = field(default_factory=list)
 
 
@@ -91,7 +88,6 @@ def load(stage: str, source: str, kind: Kind, strict: bool = False) -> Sequence[
 
 def examples_of(source: str, kind: Kind, report: Report, strict: bool = False) -> Iterator[Any]:
     """The examples of one kind, one by one. A record of which nothing becomes an example is rejected, too."""
-    hashes = array("q")  # of all examples; they themselves would fill the memory
     for found in outcomes(source, report):
         made, reason = made_of(found, MAKE[kind])
         if made:
@@ -100,10 +96,7 @@ def examples_of(source: str, kind: Kind, report: Report, strict: bool = False) -
             raise UserError(f"{report.source}, {found.places[0]}: {reason}")
         else:
             report.rejected += [Rejected(place, reason) for place in found.places]
-        for example in made:
-            hashes.append(hash(json.dumps(example, sort_keys=True)))
-            yield example
-    report.repeated = len(hashes) - len(np.unique(hashes))
+        yield from made
 
 
 def made_of(found: Outcome, make: Callable[[Item | Text], Any]) -> tuple[list[Any], str]:

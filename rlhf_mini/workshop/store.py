@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_mini.core.examples import Messages, Prompt, Ranking, Response
+from rlhf_mini.core.rankings import competition
 
 WAIT = 5.0  # seconds for which a writer waits for another one
 MAX_STUDENTS = 500
@@ -375,11 +376,6 @@ def as_item(row: Sequence[Any]) -> Item:
 
 def item_key(prompt: Messages, responses: Sequence[str], ended: Sequence[bool]) -> str:
     return dumps([prompt, list(responses), list(ended)])
-
-
-def competition(ranks: Sequence[int]) -> list[int]:
-    """The same order in ranks that skip places after a tie: 1, 1, 3."""
-    return [1 + sum(other < rank for other in ranks) for rank in ranks]
 
 
 def check_label(kind: str, ranks: Sequence[int], number: int) -> None:

@@ -13,9 +13,10 @@ import pytest
 from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
+from rlhf_mini.core.rankings import competition
 from rlhf_mini.workshop import work
 from rlhf_mini.workshop.sampling import new_round
-from rlhf_mini.workshop.store import Store, competition
+from rlhf_mini.workshop.store import Store
 from rlhf_mini.world.labelers import heldout_labelers
 from stages.ppo import options as ppo_options
 
