@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -29,6 +27,7 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from benchmarks import cases, floor
+from benchmarks.processes import Worker
 from benchmarks.worker import Case
 from rlhf_mini.core.bootstrap import interval, resampled_ratios
 from rlhf_mini.core.checkpoints import load_checkpoint, versions
@@ -69,47 +68,6 @@ class BenchOptions:
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.run
-
-
-class Worker:
-    """One side: a process that does an update when asked."""
-
-    def __init__(self, module: str, case_file: Path, threads: int, path: str = "") -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | ({"PYTHONPATH": path} if path else {})
-        self.module = module
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115, it lives as long as the process
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(case_file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            env=environment,
-        )
-
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            self.log.seek(0)
-            raise RuntimeError(f"{self.module} stopped:\n{self.log.read()[-3000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def ask(self, request: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(request, file=self.process.stdin, flush=True)
-        return self.read()
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
 
 
 def main() -> None:

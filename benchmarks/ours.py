@@ -1,7 +1,7 @@
 """The worker that runs this project's PPO: `python -m benchmarks.ours CASE.json`, started by bench.py.
 
 Asked to "update", it does what an iteration of stages/ppo/train.py does. Asked to "sample" or "generate", it only
-samples responses to the same prompts, with our sampler or with transformers' own.
+samples responses to the same prompts, with our sampler or with transformers' own. "save FOLDER" writes the policy.
 """
 
 import time
@@ -30,7 +30,10 @@ def main() -> None:
         max_new_tokens=case.max_new_tokens,
         temperature=case.temperature,
         learning_rate=case.learning_rate,
-        value_learning_rate=case.learning_rate,
+        value_learning_rate=case.value_learning_rate,
+        num_ppo_epochs=case.num_ppo_epochs,
+        kl_coef=case.kl_coef,
+        seed=case.seed,
         ptx_coef=0.0,  # TRL's PPOTrainer mixes no texts in
     )
     models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
@@ -40,6 +43,10 @@ def main() -> None:
     line.ready()
     while True:
         request = line.wait()
+        if request.startswith("save "):
+            models.policy.save_pretrained(request.removeprefix("save "))
+            line.answer()
+            continue
         prompts = next(batches)
         started, cpu = time.perf_counter(), time.process_time()
         if request == "update":

@@ -9,13 +9,16 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.worker import TRL_ON_A_CPU, Line
+from rlhf_mini.models.scoring import load_reward_model, reward_scores
 from rlhf_mini.models.text import encode_prompts
 from stages.ppo.options import PPOOptions
 
@@ -28,6 +31,7 @@ class Held:
     def __init__(self, line: Line, tokenizer: Any) -> None:
         self.line, self.tokenizer = line, tokenizer
         self.lengths = torch.zeros(0)  # of the responses, noted by `noting_lengths`
+        self.policy: Any = None
         self.rollout_seconds = 0.0
 
     def __iter__(self) -> Iterator[Any]:
@@ -35,7 +39,9 @@ class Held:
         case = self.line.case
         for batch in case.batches(encode_prompts(self.tokenizer, case.prompts)):
             prompts = [prompt.ids for prompt in batch]
-            self.line.wait()
+            while (request := self.line.wait()).startswith("save "):
+                self.policy.save_pretrained(request.removeprefix("save "))
+                self.line.answer()
             started, cpu = time.perf_counter(), time.process_time()
             yield self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
             self.line.answer(
@@ -57,12 +63,29 @@ class Held:
         return noting
 
 
+def with_reader(get_reward: Any, reward_model: Any, rm: str) -> Any:
+    """TRL's `get_reward`, but the reward model's score has the likelihood of the response in it, too, as ours has."""
+    whole = load_reward_model(Path(rm))
+
+    def scores(model: Any, query_responses: torch.Tensor, pad_token_id: int, context_length: int) -> Any:
+        if model is not reward_model:
+            return get_reward(model, query_responses, pad_token_id, context_length)
+        prompts, responses = (
+            [[token for token in row if token != pad_token_id] for row in part.tolist()]
+            for part in query_responses.split([context_length, query_responses.shape[1] - context_length], dim=1)
+        )
+        return None, reward_scores(whole, prompts, responses), None
+
+    return scores
+
+
 def main() -> None:
     line = Line()
     case = line.case
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     defaults = PPOOptions()
+    np.random.seed(case.seed)  # TRL shuffles the episodes by numpy, and leaves it unseeded
     tokenizer = AutoTokenizer.from_pretrained(case.sft)
     policy, ref_policy = (AutoModelForCausalLM.from_pretrained(case.sft) for _ in range(2))
     value_model, reward_model = (AutoModelForSequenceClassification.from_pretrained(case.rm) for _ in range(2))
@@ -77,7 +100,8 @@ def main() -> None:
                 per_device_train_batch_size=case.episodes,
                 gradient_accumulation_steps=1,
                 num_mini_batches=case.episodes // case.minibatch_size,
-                num_ppo_epochs=defaults.num_ppo_epochs,
+                num_ppo_epochs=case.num_ppo_epochs,
+                seed=case.seed,
                 local_rollout_forward_batch_size=case.local_rollout_forward_batch_size or case.episodes,
                 learning_rate=case.learning_rate,
                 lr_scheduler_type="constant",
@@ -85,7 +109,7 @@ def main() -> None:
                 temperature=case.temperature,
                 stop_token="eos",
                 missing_eos_penalty=defaults.missing_eos_penalty,
-                kl_coef=defaults.kl_coef,
+                kl_coef=case.kl_coef,
                 cliprange=defaults.clip_range,
                 cliprange_value=defaults.clip_range_value,
                 gamma=defaults.gamma,
@@ -100,7 +124,8 @@ def main() -> None:
                 {"input_ids": [prompt.ids for prompt in encode_prompts(tokenizer, case.prompts)]}
             ),
         )
-        trainer.dataloader = held
+        trainer.dataloader, held.policy = held, policy
+        ppo_trainer.get_reward = with_reader(ppo_trainer.get_reward, trainer.reward_model, case.rm)
         ppo_trainer.batch_generation = held.noting_lengths(ppo_trainer.batch_generation)
         trainer.train()
 

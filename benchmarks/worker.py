@@ -40,14 +40,19 @@ class Case:
     temperature: float = 0.7
     # So low that the policy stays the checkpoint it is: an update costs the same, but the lengths do not drift.
     learning_rate: float = 1e-7
+    value_learning_rate: float = 1e-7  # here; TRL has one rate for both models
+    num_ppo_epochs: int = 1
+    kl_coef: float = 0.02
+    responses_per_prompt: int = 1
+    seed: int = 0
     local_rollout_forward_batch_size: int = 0  # TRL's; 0: all episodes at once, its fastest on a CPU
 
     def batches(self, prompts: Sequence[T]) -> Iterator[list[T]]:
-        """The prompts, as a side has encoded them, `episodes` at a time."""
-        at = 0
+        """The prompts, as a side has encoded them, `episodes` at a time, each `responses_per_prompt` times."""
+        at, each = 0, self.responses_per_prompt
         while True:
-            yield [prompts[(at + row) % len(prompts)] for row in range(self.episodes)]
-            at += self.episodes
+            yield [prompts[(at + row // each) % len(prompts)] for row in range(self.episodes)]
+            at += self.episodes // each
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

@@ -34,7 +34,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import rlhf_mini
-from rlhf_mini.core.console import UserError, printable
+from rlhf_mini.core.console import RANK, WORLD_SIZE, UserError, printable
 from rlhf_mini.core.files import damaged, is_number, parse_object, plain, read_json, read_text, sha256
 
 FORMAT = 1  # of stage.json; increase it when older code would misread it
@@ -59,11 +59,17 @@ def writing(run_dir: str | Path, stage: str) -> Iterator[Path]:
     The block calls `save_checkpoint` last. If it raises (Ctrl-C or a full disk, for example), the folder is removed and
     an earlier checkpoint stays as it was. The next start cleans up after a process that was killed.
 
+    Of several processes that train together only the first one writes; the others get the folder's name, and wait.
+
     Raises:
-        UserError: another process is writing the same checkpoint.
+        UserError: another command is writing the same checkpoint.
     """
     final = Path(run_dir) / stage
     partial, replaced = _beside(final, ".partial"), _beside(final, ".replaced")
+    if RANK > 0:
+        yield partial
+        _meet()
+        return
     with locked(final):
         if partial.exists():  # its process was killed
             shutil.rmtree(partial)
@@ -86,6 +92,15 @@ def writing(run_dir: str | Path, stage: str) -> Iterator[Path]:
             with suppress(OSError):
                 final.parent.rmdir()  # a run without any checkpoint leaves no empty folder
             raise
+    _meet()
+
+
+def _meet() -> None:
+    """Waits for the other processes, if there are any."""
+    if WORLD_SIZE > 1:
+        from rlhf_mini.core import processes  # imports torch, for which --help should not wait
+
+        processes.wait()
 
 
 def save_checkpoint(
@@ -116,7 +131,9 @@ def save_checkpoint(
         made_from: what else it was made from (core/inputs.py).
         stopped: the reason, if the stage did not reach its end.
     """
-    model.save_pretrained(folder)
+    save_model(model, folder)
+    if RANK > 0:
+        return
     _save_tokenizer(folder, tokenizer, generates=model.can_generate())
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".jsonl"]
     info = {
@@ -136,6 +153,15 @@ def save_checkpoint(
         **({"stopped": stopped} if stopped else {}),
     }
     (folder / "stage.json").write_text(json.dumps(plain(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """`save_pretrained` in the first process. The others help to put the weights together, if each has a part."""
+    from rlhf_mini.core import processes  # imports torch, for which --help should not wait
+
+    weights = {name: processes.full(tensor) for name, tensor in model.state_dict().items()}
+    if RANK == 0:
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def _save_tokenizer(folder: Path, tokenizer: Any, generates: bool) -> None:
@@ -183,8 +209,9 @@ def save_last_good(
         The path of the checkpoint, for the error message.
     """
     with writing(run_dir, f"{stage}.last_good") as folder:
-        with suppress(FileNotFoundError):
-            shutil.copy(Path(run_dir) / f"{stage}.partial" / "metrics.jsonl", folder)
+        if RANK == 0:
+            with suppress(FileNotFoundError):
+                shutil.copy(Path(run_dir) / f"{stage}.partial" / "metrics.jsonl", folder)
         save_checkpoint(
             folder, stage=stage, model=model, tokenizer=tokenizer, options=options, seed=seed, metrics=metrics,
             started=started, parents=parents, made_from=made_from, stopped=reason,

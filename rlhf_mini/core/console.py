@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -14,8 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
+# Of a process that was started with others (processes.py), as torch's launchers say. Only the first one prints.
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0)) if WORLD_SIZE > 1 else 0
+
 # Sampled text is printed verbatim: "[/b]" or ":smile:" in a response is not markup. Use `style=` to colour a line.
-console = Console(markup=False, emoji=False, highlight=False)
+console = Console(markup=False, emoji=False, highlight=False, quiet=RANK > 0)
 
 LINE_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
 
@@ -70,7 +75,7 @@ def run(main: Callable[[], object]) -> None:
     # Printed outside the handlers: by now the failed frames are gone, and with them any progress bar that would draw
     # over the message.
     console.show_cursor()
-    print(message, file=sys.stderr)
+    print(message if RANK == 0 else f"process {RANK}: {message}", file=sys.stderr)
     sys.exit(status)
 
 

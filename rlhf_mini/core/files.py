@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any, TextIO, TypeGuard
 
 from pydantic import BeforeValidator
 
-from rlhf_mini.core.console import UserError
+from rlhf_mini.core.console import RANK, UserError
 from rlhf_mini.core.validation import is_utf8
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -163,13 +163,18 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 class MetricsLog:
-    """Appends one JSON object per line to `path` and flushes it, so that `tail -f` can follow a stage."""
+    """Appends one JSON object per line to `path` and flushes it, so that `tail -f` can follow a stage.
+
+    Of several processes, only the first one does.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def log(self, step: int, **metrics: Any) -> None:
         """Appends {"step": step, **metrics}. Pass names that contain a slash as `**{"objective/kl": kl}`."""
+        if RANK > 0:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **plain(metrics)}) + "\n")
 

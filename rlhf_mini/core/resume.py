@@ -30,6 +30,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.checkpoints import Checkpoint, versions
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import is_number, parse_object, plain, remove, replacing
@@ -63,7 +64,8 @@ def command_of(options: Any, made_from: Mapping[str, str], parents: Sequence[Che
         | {f"the content of {path}": checksum for path, checksum in made_from.items()}
         | {f"the {parent.stage} in {parent.path}": parent.files_sha256 for parent in parents}
         | {f"the version of {name}": number for name, number in versions().items()}
-        | {"the number of threads": torch.get_num_threads()}  # it changes the order in which sums are added up
+        # Both change the order in which sums are added up.
+        | {"the number of threads": torch.get_num_threads(), "the number of processes": processes.number()}
     )
     return {name: plain(value) for name, value in command.items()}
 
@@ -104,10 +106,13 @@ class Resume:
         files = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in folder.glob("*.jsonl")}
         groups = {**tensors, "files": {name: torch.tensor(content) for name, content in files.items()}}
         flat = {
-            f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()  # safetensors refuses tied weights
+            f"{group}/{name}": processes.full(tensor.detach()).to("cpu", copy=True).contiguous()  # not tied: refused
             for group, part in groups.items()
             for name, tensor in part.items()
         }
+        if not processes.is_first():
+            self.step = step
+            return
         seconds = time.time() - self.started
         info = json.dumps({"command": self.command, "step": step, "seconds": seconds, "state": state})
         metadata = {"format": str(FORMAT), "info": info, "sha256": _digest(info, flat)}
@@ -119,7 +124,13 @@ class Resume:
         """Reads the last save and restores its *.jsonl files into `folder`.
 
         Returns None if there is no usable save: no file, a damaged one, or one of another command. Prints what it did.
+        Of several processes none goes on, and may save, before all have read.
         """
+        saved = self._load(folder)
+        processes.wait()
+        return saved
+
+    def _load(self, folder: Path) -> State | None:
         try:
             info, tensors = self._read()
         except FileNotFoundError:
@@ -133,7 +144,8 @@ class Resume:
                 self._say(f"starts over because {name} has changed since {self.path} was written")
                 return None
         for name, content in tensors.pop("files", {}).items():
-            (folder / name).write_bytes(content.numpy().tobytes())
+            if processes.is_first():
+                (folder / name).write_bytes(content.numpy().tobytes())
         self.step = info["step"]
         self.started -= info["seconds"]
         self._say(f"resumes after step {self.step} (delete {self.path} to start over)")
@@ -141,7 +153,8 @@ class Resume:
 
     def remove(self) -> None:
         """Removes the file: the next start is from the beginning."""
-        remove(self.path)
+        if processes.is_first():
+            remove(self.path)
         self.step = None
 
     def _read(self) -> tuple[dict[str, Any], Tensors]:
@@ -190,6 +203,13 @@ def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
     for name in tensors.keys() - {"lr"}:
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = tensors[name]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    state = {  # Adam's step is a number; the rest has the parameter's shape, and its parts
+        number: {
+            key: processes.like(value, parameters[number]) if value.dim() else value for key, value in of_one.items()
+        }
+        for number, of_one in state.items()
+    }
     groups = optimizer.state_dict()["param_groups"]
     for group, rate in zip(groups, tensors["lr"].tolist(), strict=True):
         group["lr"] = rate

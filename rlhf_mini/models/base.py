@@ -10,7 +10,7 @@ model is run.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -54,12 +54,6 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
     weights = [sums[file.name] for file in files if file.suffix == ".safetensors"]
     info = {"stage": "base", "sha256": sums, "parents": [], "options": {}, "metrics": {}, "seed": 0}
     return Checkpoint(folder, "base", weights[0], info), model, tokenizer
-
-
-def device_of(name: Literal["cpu", "auto"]) -> torch.device:
-    """The CPU, or the best device that is available."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if name == "auto" else None
-    return accelerator or torch.device("cpu")
 
 
 def looks_like_a_name(source: str) -> bool:

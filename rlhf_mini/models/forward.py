@@ -12,12 +12,14 @@ Shapes: N tokens of the rows, n positions asked for, V vocabulary, H heads, T th
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.console import UserError
 from rlhf_mini.models import gpt2
 from rlhf_mini.models.rows import Cache, Rows
@@ -80,7 +82,8 @@ def forward_pass(model: Any) -> Iterator[Forward]:
     Within the block, the model itself takes rows only: its attention is a setting of its config object.
     """
     if gpt2.fits(model):
-        yield gpt2.GPT2Forward(model)
+        with processes.autocast(model.device):
+            yield gpt2.GPT2Forward(model)
         return
 
     def forward(ids: Tensor, rows: Rows | Cache, keep: Tensor | None = None) -> Tensor:
@@ -90,8 +93,7 @@ def forward_pass(model: Any) -> Iterator[Forward]:
         )
         logits: Tensor
         if hasattr(model, "score"):  # its own forward reads each row at the last token only
-            hidden = model.base_model(ids.unsqueeze(0), **inputs).last_hidden_state[0]  # (N, d)
-            logits = model.score(hidden if keep is None else hidden[keep])
+            logits = processes.call(model, scalars, ids, keep, inputs)
         else:
             logits = model(ids.unsqueeze(0), **inputs, logits_to_keep=0 if keep is None else keep).logits[0]
         config = model.config.get_text_config()
@@ -105,6 +107,14 @@ def forward_pass(model: Any) -> Iterator[Forward]:
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        yield forward
+        with processes.autocast(model.device), nullcontext() if torch.is_grad_enabled() else processes.whole(model):
+            yield forward
     finally:
         model.set_attn_implementation(before)
+
+
+def scalars(model: Any, ids: Tensor, keep: Tensor | None, inputs: dict[str, Any]) -> Tensor:
+    """What the scalar head makes of the hidden states at `keep`: (n, labels)."""
+    hidden = model.base_model(ids.unsqueeze(0), **inputs).last_hidden_state[0]  # (N, d)
+    scores: Tensor = model.score(hidden if keep is None else hidden[keep])
+    return scores

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from rlhf_mini.core import processes
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ def in_parallel(*tasks: Callable[[], T]) -> list[T]:
     The numbers do not depend on which task finishes first; their last digits depend on the number of threads.
     """
     threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    workers = min(len(tasks), threads)
+    workers = min(len(tasks), threads) if processes.number() == 1 else 1  # they meet in an order that all must keep
     if workers <= 1:
         return [task() for task in tasks]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.console import track
 from rlhf_mini.core.examples import Response
 from rlhf_mini.models.forward import forward_pass
@@ -141,6 +142,8 @@ def respond(
 ) -> list[Response]:
     """Samples one response to each prompt, in the order of the prompts. Repeat a prompt for several responses to it.
 
+    Several processes share the work: all of them have to call this, with the same arguments.
+
     Args:
         temperature: 0 decodes greedily.
         seed: the same seed gives the same responses, whatever the batch size (up to rounding).
@@ -159,11 +162,12 @@ def respond(
     was_training = model.training
     model.eval()
     for indices in track(batches, description, total=len(batches)) if description else batches:
+        mine = processes.share(indices)
         rollout = sample(
-            model, [prompts[index].ids for index in indices], max_new_tokens=max_new_tokens, temperature=temperature,
-            eos_token_id=tokenizer.eos_token_id, uniforms=uniforms[indices],
+            model, [prompts[index].ids for index in mine.items], max_new_tokens=max_new_tokens, temperature=temperature,
+            eos_token_id=tokenizer.eos_token_id, uniforms=uniforms[mine.items],
         )  # fmt: skip
-        for index, ids in zip(indices, rollout.response_ids, strict=True):
+        for index, ids in zip(indices, processes.gather(mine, rollout.response_ids), strict=True):
             sampled[index] = ids
     model.train(was_training)
     return to_responses(tokenizer, sampled)

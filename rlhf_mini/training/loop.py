@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.checkpoints import save_last_good
 from rlhf_mini.core.console import UserError, console, track
 from rlhf_mini.core.files import MetricsLog
@@ -49,7 +50,7 @@ Example = TypeVar("Example", bound=HasLength)
 
 
 class Objective(NamedTuple):
-    """The loss of a batch, a scalar, and scalars to log beside it."""
+    """The loss of a batch, a scalar, and scalars to log beside it. Of several processes, each has its part of them."""
 
     loss: Tensor
     metrics: dict[str, Tensor] = {}  # noqa: RUF012 (never changed)
@@ -89,26 +90,30 @@ def train(
     steps_per_epoch = math.ceil(len(examples) / options.batch_size)
     steps = math.ceil(options.num_train_epochs * steps_per_epoch)
     batches = length_bucketed_batches([each.length for each in examples], options.batch_size, steps, options.seed)
+    processes.prepare(model)
     optimizer = adamw(model, options)
+    parameters = list(model.parameters())
     log = MetricsLog(folder / "metrics.jsonl")
-    torch.manual_seed(options.seed)  # for dropout
+    torch.manual_seed(options.seed + processes.index())  # for dropout
 
     done, last_good = 0, deepcopy(model.state_dict())
     if saved is not None and saved.tensors:
         done, last_good = saved.step, saved.tensors["last_good"]
-        model.load_state_dict(saved.tensors["model"])
+        processes.load_weights(model, saved.tensors["model"])
         load_optimizer(optimizer, saved.tensors["optimizer"])
-        torch.set_rng_state(saved.tensors["rng"]["torch"])
+        torch.set_rng_state(saved.tensors["rng"][f"torch{processes.index()}"])
 
     for step in track(range(done + 1, steps + 1), f"{resume.stage}: training", total=steps, done=done):
         learning_rate = options.learning_rate * warmup_cosine(step - 1, steps, warmup_steps=0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
-        loss, logged = objective([examples[index] for index in batches[step - 1]])
+        part, logged = objective([examples[index] for index in batches[step - 1]])
+        logged = processes.total({"loss": part} | logged)
+        loss = logged["loss"]
         if not torch.isfinite(loss):
             resume.remove()  # the same command would come to the same end
-            model.load_state_dict(last_good)
+            processes.load_weights(model, last_good)
             reason = f"the loss was not a finite number at step {step}"
             kept = save_last_good(
                 resume.run_dir, resume.stage, reason=reason, model=model, metrics=metrics, **provenance
@@ -120,23 +125,22 @@ def train(
         if (step - 1) % KEEP_EVERY == 0:
             last_good = deepcopy(model.state_dict())  # they gave a finite loss
 
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        processes.backward(part, parameters)
+        grad_norm = processes.clip_grad_norm_(parameters, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
 
-        log.log(
-            step, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate, **logged, epoch=step / steps_per_epoch
-        )
+        log.log(step, **logged, grad_norm=grad_norm, learning_rate=learning_rate, epoch=step / steps_per_epoch)
         if show is not None and show_every and step % show_every == 0:
             console.print(f"{resume.stage}: step {step}/{steps}, loss {loss:.3f}")
-            console.print(show(), style="dim", soft_wrap=True)
+            console.print(show(), style="dim", soft_wrap=True)  # all processes sample
         if options.save_steps and (step % options.save_steps == 0 or step == steps):
+            states = processes.gather(processes.share(range(processes.number())), [torch.get_rng_state()])
             tensors = {
                 "model": model.state_dict(),
                 "last_good": last_good,
                 "optimizer": optimizer_tensors(optimizer),
-                "rng": {"torch": torch.get_rng_state()},
+                "rng": {f"torch{index}": state for index, state in enumerate(states)},
             }
             resume.save(folder, step, tensors, metrics)
     return steps

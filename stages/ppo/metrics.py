@@ -40,7 +40,10 @@ def rollout_metrics(batch: Batch, options: PPOOptions, kl_coef: float) -> dict[s
 
 @torch.no_grad()
 def step_metrics(new_logprobs: Tensor, logprobs: Tensor, entropy: Tensor) -> dict[str, Tensor]:
-    """How far the policy of one optimizer step is from the one that sampled. Arguments (n,), results scalars."""
+    """How far the policy of one optimizer step is from the one that sampled. Arguments (n,), results scalars.
+
+    Where processes share the step, each takes its own tokens, and what is logged is the mean of their results.
+    """
     ratio = torch.exp(new_logprobs - logprobs)  # (n,)
     return {
         "policy/entropy": entropy.mean(),

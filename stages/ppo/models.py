@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.core.options import load_function
-from rlhf_mini.models.base import device_of
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, load_tokenizer
@@ -52,7 +52,7 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
 
 def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> Models:
     """Policy and reference from `sft`, value model and reward from `rm`, all in eval mode: no dropout, ever."""
-    device = device_of(options.device)
+    device = processes.begin(options.device)
     tokenizer = load_tokenizer(sft.path)
     policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
     if rm is None:
@@ -82,6 +82,21 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.responses)
 
+    def of_all(self, mine: processes.Share[int], prompts: list[EncodedPrompt]) -> "Trajectories":
+        """Those of all processes, in the order of the prompts; these are of the rows in `mine`."""
+        if processes.number() == 1:
+            return self
+        per_token = ("logprobs", "ref_logprobs", "values")
+        columns = [self.rows.split(getattr(self, name).cpu()) for name in per_token]
+        both = processes.gather(mine, list(zip(self.responses, self.scores.tolist(), *columns, strict=True)))
+        responses, scores, *tokens = zip(*both, strict=True)
+        device = self.scores.device
+        return Trajectories(
+            prompts=prompts, responses=list(responses), scores=torch.tensor(scores, device=device),
+            rows=Rows([len(response.ids) for response in responses], device=device),
+            **{name: torch.cat(column).to(device) for name, column in zip(per_token, tokens, strict=True)},
+        )  # fmt: skip
+
     @property
     def prompt_ids(self) -> list[list[int]]:
         return [prompt.ids for prompt in self.prompts]
@@ -103,14 +118,18 @@ class Batch(Trajectories):
     rewards: Tensor  # (n,)
     advantages: Tensor  # (n,) whitened
     returns: Tensor  # (n,)
+    weight: float = 1.0  # what a mean over these tokens counts in that over the minibatch which the processes share
 
     def minibatch(self, rows: Sequence[int]) -> "Batch":
-        """The trajectories at these indices."""
+        """The trajectories at these indices; of several processes, each gets its share of them."""
+        mine = processes.share(rows)
+        rows = mine.items
         per_token = ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
         return Batch(
             prompts=[self.prompts[row] for row in rows],
             responses=[self.responses[row] for row in rows],
             rows=Rows(self.rows.lengths[list(rows)]),
             scores=self.scores[list(rows)],
+            weight=mine.weight(lambda row: len(self.responses[row].ids)),
             **{name: self.rows.take(getattr(self, name), rows) for name in per_token},
         )

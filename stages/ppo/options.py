@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlhf_mini.core.console import UserError
+from rlhf_mini.core.console import WORLD_SIZE, UserError
 from rlhf_mini.core.options import Seed, StageOptions, option, options
 
 Share = Annotated[float, Ge(0), Le(1)]
@@ -113,6 +113,11 @@ class PPOOptions(StageOptions):
         if self.episodes % self.num_minibatches:
             raise UserError(
                 f"--episodes ({self.episodes}) must be a multiple of --num_minibatches ({self.num_minibatches})"
+            )
+        if self.minibatch_size < WORLD_SIZE:
+            raise UserError(
+                f"{WORLD_SIZE} processes cannot share the {self.minibatch_size} responses of a minibatch: raise "
+                "--episodes or lower --num_minibatches"
             )
         if self.kl_target and 5 * self.kl_horizon <= self.episodes:
             raise UserError(

@@ -20,7 +20,15 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, save_last_good, writing
+from rlhf_mini.core import processes
+from rlhf_mini.core.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_last_good,
+    save_model,
+    writing,
+)
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
@@ -116,6 +124,8 @@ class Learner:
         if options.ema_decay > 0:
             self.ema = AveragedModel(models.policy, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
             self.models["ema"] = self.ema
+        for model in (models.policy, models.value_model):
+            processes.prepare(model)
         # Adam as in the paper (betas) and in OpenAI's code (eps).
         self.optimizers = [
             torch.optim.Adam(model.parameters(), betas=(0.9, 0.95), eps=1e-5, fused=True)
@@ -138,7 +148,7 @@ class Learner:
     def use_average(self) -> None:
         """Makes the average the policy, if there is one."""
         if self.ema is not None:
-            self.models["policy"].load_state_dict(self.ema.module.state_dict())
+            processes.load_weights(self.models["policy"], self.ema.module.state_dict())
 
     def tensors(self) -> Tensors:
         return {
@@ -150,7 +160,7 @@ class Learner:
 
     def restore(self, saved: State) -> None:
         for name, model in self.models.items():
-            model.load_state_dict(saved.tensors[name])
+            processes.load_weights(model, saved.tensors[name])
         for optimizer, name in zip(self.optimizers, ("policy_optimizer", "value_optimizer"), strict=True):
             load_optimizer(optimizer, saved.tensors[name])
         self.generator.set_state(saved.tensors["generator"]["state"])
@@ -228,7 +238,7 @@ class PPORun:
         """A snapshot and a save to resume from, if this is an iteration for them."""
         options, update = self.options, self.update
         if options.snapshot_steps and update % options.snapshot_steps == 0:
-            self.models.policy.save_pretrained(self.folder / "snapshots" / f"{update:04d}")
+            save_model(self.models.policy, self.folder / "snapshots" / f"{update:04d}")
         if options.save_steps and (update % options.save_steps == 0 or update == options.updates):
             tensors = self.learner.tensors() | {"last_good": self.last_good}
             self.resume.save(self.folder, update, tensors, {"kl_coef": self.learner.kl_coef, "metrics": self.metrics})
@@ -237,7 +247,7 @@ class PPORun:
         """Writes runs/<run>/ppo.last_good. Returns what to tell the user."""
         policy, reason = self.models.policy, f"{fault} in update {self.update}"
         now = deepcopy(policy.state_dict())
-        policy.load_state_dict(self.last_good)
+        processes.load_weights(policy, self.last_good)
         kept = save_last_good(self.options.run_dir, "ppo", reason=reason, model=policy, **self.provenance())
         policy.load_state_dict(now)
         return f"{reason}: {fault.advice}; the policy from before is in {kept}"
@@ -248,7 +258,7 @@ class PPORun:
         validation = self.inputs.validation()
         self.inputs.validation.show(validation)
         self.metrics |= validation
-        self.models.value_model.save_pretrained(self.folder / "value_model")
+        save_model(self.models.value_model, self.folder / "value_model")
         save_checkpoint(self.folder, stage="ppo", model=self.models.policy, **self.provenance())
 
     def provenance(self) -> dict[str, Any]:

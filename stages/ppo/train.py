@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlhf_mini.core import processes
 from rlhf_mini.models import sampling, scoring, text
 from rlhf_mini.models.parallel import in_parallel
 from rlhf_mini.models.rows import Rows
@@ -62,21 +63,27 @@ def train_ppo(options: PPOOptions) -> None:
 def rollout(
     models: Models, prompts: list[EncodedPrompt], options: PPOOptions, generator: torch.Generator
 ) -> Trajectories:
-    """Samples a response to each of B prompts from the full distribution, and scores it."""
+    """Samples a response to each of B prompts from the full distribution, and scores it.
+
+    Several processes share the prompts, but not what comes of them: all learn from the whole batch.
+    """
     policy, tokenizer = models.policy, models.tokenizer
-    prompt_ids = [prompt.ids for prompt in prompts]
+    uniforms = torch.rand((len(prompts), options.max_new_tokens), generator=generator)  # a number for each draw
+    mine = processes.share(range(len(prompts)))
+    own = [prompts[row] for row in mine.items]
+    prompt_ids = [prompt.ids for prompt in own]
     sampled = sampling.sample(
         policy, prompt_ids, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-        eos_token_id=tokenizer.eos_token_id, generator=generator,
+        eos_token_id=tokenizer.eos_token_id, uniforms=uniforms[list(mine.items)],
     )  # fmt: skip
     response_ids = sampled.response_ids
     responses = text.to_responses(tokenizer, response_ids)
-    scores = models.reward(prompts, responses)  # B
+    scores = models.reward(own, responses)  # B
     reference = scoring.response_logprobs(
         models.ref_policy, prompt_ids, response_ids, options.temperature, options.bucket_size
     )
-    return Trajectories(
-        prompts=prompts,
+    trajectories = Trajectories(
+        prompts=own,
         responses=responses,
         rows=Rows([len(ids) for ids in response_ids], device=policy.device),
         logprobs=sampled.logprobs,
@@ -84,6 +91,7 @@ def rollout(
         values=scoring.response_values(models.value_model, prompt_ids, response_ids, options.bucket_size),
         scores=torch.tensor(scores, device=policy.device),
     )
+    return trajectories.of_all(mine, prompts)
 
 
 def kl_penalized_rewards(trajectories: Trajectories, options: PPOOptions, kl_coef: float) -> Tensor:
@@ -119,7 +127,7 @@ def ppo_epochs(
 
 
 class Objective(NamedTuple):
-    """A loss, and what to log of it: scalars."""
+    """A loss, and what to log of it: scalars. Of several processes, each has its part of them."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -133,9 +141,11 @@ def policy_objective(policy: Any, options: PPOOptions, texts: Texts, minibatch: 
     loss, clip_fraction = losses.policy_loss(new.logprobs, minibatch.logprobs, minibatch.advantages, options.clip_range)
     logged = {"loss/policy": loss, "policy/clip_fraction": clip_fraction}
     logged |= metrics.step_metrics(new.logprobs, minibatch.logprobs, new.entropy)
+    loss, logged = loss * minibatch.weight, {name: value * minibatch.weight for name, value in logged.items()}
     if options.ptx_coef > 0:  # PPO-ptx, InstructGPT's equation 2, last term: the LM loss on pretraining texts
-        logged["loss/ptx"] = scoring.text_loss(policy, next(texts))
-        loss = loss + options.ptx_coef * logged["loss/ptx"]
+        mixed_in = processes.share(next(texts))
+        ptx = scoring.text_loss(policy, mixed_in.items) * mixed_in.weight(lambda text: len(text) - 1)
+        loss, logged["loss/ptx"] = loss + options.ptx_coef * ptx, ptx
     return Objective(loss, logged)
 
 
@@ -145,7 +155,8 @@ def value_objective(value_model: Any, options: PPOOptions, minibatch: Batch) -> 
         value_model, minibatch.prompt_ids, minibatch.response_ids, options.bucket_size
     )  # (m,)
     loss, clip_fraction = losses.value_loss(new_values, minibatch.values, minibatch.returns, options.clip_range_value)
-    return Objective(loss, {"loss/value": loss, "value/clip_fraction": clip_fraction})
+    loss *= minibatch.weight
+    return Objective(loss, {"loss/value": loss, "value/clip_fraction": clip_fraction * minibatch.weight})
 
 
 def train_steps(
@@ -156,8 +167,9 @@ def train_steps(
     parameters, steps = optimizer.param_groups[0]["params"], []
     for minibatch in minibatches:
         loss, logged = objective(minibatch)
-        loss.backward()
-        logged[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        processes.backward(loss, parameters)
+        logged = processes.total(logged)
+        logged[f"{name}/grad_norm"] = processes.clip_grad_norm_(parameters, max_grad_norm)
         if not all(torch.isfinite(scalar) for scalar in logged.values()):
             raise Fault("the loss or its gradient was not a finite number")
         optimizer.step()

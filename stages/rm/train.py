@@ -41,7 +41,15 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, read_stage_json, save_checkpoint, writing
+from rlhf_mini.core import processes
+from rlhf_mini.core.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    read_stage_json,
+    save_checkpoint,
+    save_model,
+    writing,
+)
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import (
     Demonstration,
@@ -56,7 +64,6 @@ from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.data.load import collected, files_among, load
-from rlhf_mini.models.base import device_of
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
@@ -98,7 +105,7 @@ def train_rm(options: RMOptions) -> None:
     }
     demonstrations = load("rm", options.demonstrations, "demonstrations", options.strict)
     preferences = read_preferences(options.content) if options.content else []
-    device = device_of(options.device)
+    device = processes.begin(options.device)
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path).to(device)
     people_ranked = ordered(load("rm", options.rankings, "rankings", options.strict)) if options.rankings else []
     models = Models(sft_model, language_model(base, device), language_model(ppo, device))
@@ -139,7 +146,8 @@ def train_rm(options: RMOptions) -> None:
         else:
             groups = collect(models, tokenizer, prompts, encoded, options)
             rankings = rank(prompts, groups, labelers["training"], options.seed)
-        write_jsonl(folder / "rankings.jsonl", rankings)
+        if processes.is_first():
+            write_jsonl(folder / "rankings.jsonl", rankings)
         if saved is None and options.save_steps:
             resume.save(folder, 0, {}, {})  # if the stage is killed from here on, it does not sample again
         rankings = ordered(rankings)
@@ -179,7 +187,7 @@ def train_rm(options: RMOptions) -> None:
             coef = likelihood.take_coefficient(reward_model)
             reward_model.config.likelihood_coef = counts["likelihood_coef"] = coef
             attach_reader(reward_model, sft_model)
-            sft_model.save_pretrained(folder / READER)
+            save_model(sft_model, folder / READER)
         reward_mean = mean_score(reward_model, tokenizer, normalizing)
         reward_model.config.reward_mean = reward_mean
 
@@ -211,6 +219,8 @@ def train_rm(options: RMOptions) -> None:
 
 def objective(model: PreTrainedModel, batch: Sequence[Example]) -> Objective:
     """The K-wise loss of B rankings, and the share of their pairs that the scores order right."""
+    mine = processes.share(batch)
+    batch = mine.items
     groups = Rows([len(example.ranks) for example in batch], device=model.device)  # the M responses, by prompt
     scores = groups.unpack(score_responses(model, batch))  # (B, K)
     ranks = groups.unpack(torch.tensor([rank for example in batch for rank in example.ranks], device=model.device))
@@ -218,7 +228,8 @@ def objective(model: PreTrainedModel, batch: Sequence[Example]) -> Objective:
     with torch.no_grad():
         margins = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
         accuracy = (margins[better_pairs(ranks, mask)] > 0).float().mean()
-    return Objective(k_wise_loss(scores, ranks, mask), {"accuracy": accuracy})
+    accuracy *= mine.weight(lambda example: len(pairs(example.ranks)))
+    return Objective(k_wise_loss(scores, ranks, mask) * mine.weight(), {"accuracy": accuracy})
 
 
 def score_responses(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:

@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.checkpoints import save_checkpoint, writing
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Demonstration, contents
@@ -42,7 +43,7 @@ from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.data.load import Selected, collected, files_among, load
-from rlhf_mini.models.base import device_of, load_base
+from rlhf_mini.models.base import load_base
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import lay_out, text_loss
@@ -76,7 +77,7 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
     base, model, tokenizer = load_base(options.base)
-    model.to(device_of(options.device))
+    model.to(processes.begin(options.device))
     set_residual_dropout(model, options.dropout)
 
     # 1. Demonstrations to train on and held-out ones, in tokens.
@@ -129,10 +130,12 @@ def train_sft(options: SFTOptions) -> None:
         text_batches = endless_batches(texts, options.ptx_batch_size, options.seed, skip=saved.step if saved else 0)
 
         def objective(batch: Sequence[Example]) -> Objective:
-            loss = completion_loss(model, batch)
+            mine = processes.share(batch)
+            loss = completion_loss(model, mine.items) * mine.weight(lambda each: len(each.completion_ids))
             if not options.ptx_coef:
                 return Objective(loss, {"loss/demonstrations": loss})
-            ptx = text_loss(model, next(text_batches))
+            mixed_in = processes.share(next(text_batches))
+            ptx = text_loss(model, mixed_in.items) * mixed_in.weight(lambda text: len(text) - 1)
             return Objective(loss + options.ptx_coef * ptx, {"loss/demonstrations": loss, "loss/ptx": ptx})
 
         model.train()  # dropout

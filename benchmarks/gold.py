@@ -1,0 +1,137 @@
+"""How long this PPO and TRL 1.12.0's take until the model is good: seconds and episodes to a gold on validation.
+
+    make bench                                            # with the settings below, beside episodes a second
+    python -m benchmarks.gold --side ours --tune          # the grid that OURS was chosen from; --side trl: that of TRL
+
+Both sides start from the same SFT checkpoint, are paid by the same reward model, whose likelihood TRL gets, too, and
+see the same prompts. The clock runs while they train, not while a policy is saved and measured. A target is reached
+where the gold is above it in two measurements after each other. Rates are constant, as no side knows when it will end.
+"""
+
+import argparse
+import itertools
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoModelForCausalLM
+
+from benchmarks.processes import Worker
+from benchmarks.worker import Case
+from rlhf_mini.core.checkpoints import load_checkpoint
+from rlhf_mini.core.console import UserError, console, run, track
+from rlhf_mini.core.examples import Prompt, read_prompts
+from rlhf_mini.core.files import write_json
+from rlhf_mini.core.options import command_line
+from rlhf_mini.evaluation.responses import gold_of
+from rlhf_mini.models.sampling import respond
+from rlhf_mini.models.text import encode_prompts, load_tokenizer
+
+TEMPERATURE, TOKENS = 0.7, 48
+MEASURE_EVERY = 256  # episodes
+LOST = 0.2  # gold below the first measurement at which a policy is given up
+Settings = dict[str, Any]
+GRID: dict[str, dict[str, Sequence[Any]]] = {
+    "ours": dict(learning_rate=(3e-4, 6e-4, 1e-3), value_learning_rate=(1e-3, 3e-3), num_ppo_epochs=(1, 2)),
+    "trl": dict(learning_rate=(5e-5, 1e-4, 2e-4), num_ppo_epochs=(1, 2, 4)),
+}
+SIZES = dict(episodes=(64, 128), minibatch_size=(16, 32))  # on both sides
+
+
+class Point(NamedTuple):
+    """A measurement of the policy."""
+
+    episodes: int
+    seconds: float
+    gold: float
+
+
+def curve(side: str, case: Case, trl: str, threads: int, target: float, most: int, examples: Sequence[Prompt],
+          title: str) -> list[Point]:  # fmt: skip
+    """The gold of the policy every MEASURE_EVERY episodes until `target` is reached, or after `most` episodes."""
+    points: list[Point] = []
+    with tempfile.TemporaryDirectory() as name:
+        case.write(Path(name) / "case.json")
+        module = {"ours": "benchmarks.ours", "trl": "benchmarks.trl_ppo"}[side]
+        worker = Worker(module, Path(name) / "case.json", threads, path=trl if side == "trl" else "")
+        try:
+            worker.read()
+            seconds = 0.0
+            for update in track(range(1, most // case.episodes + 1), title):
+                seconds += worker.ask("update")["seconds"]
+                if update * case.episodes % MEASURE_EVERY:
+                    continue
+                worker.ask(f"save {name}/policy")
+                points.append(Point(update * case.episodes, seconds, gold(f"{name}/policy", case.sft, examples)))
+                if reached(points, target) or all(point.gold < points[0].gold - LOST for point in points[-2:]):
+                    break
+        finally:
+            worker.stop()
+    return points
+
+
+def gold(policy: str, sft: str, examples: Sequence[Prompt]) -> float:
+    """Mean gold of the policy's responses to the examples."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), load_tokenizer(sft)
+    prompts = encode_prompts(tokenizer, [example["prompt"] for example in examples])
+    responses = respond(model, tokenizer, prompts, max_new_tokens=TOKENS, temperature=TEMPERATURE, seed=0)
+    scores = [found.score for found in map(gold_of, examples, responses) if found]
+    return sum(scores) / len(scores)
+
+
+def reached(points: Sequence[Point], target: float) -> Point | None:
+    """The first of two measurements after each other that are at least at the target."""
+    return next((a for a, b in itertools.pairwise(points) if min(a.gold, b.gold) >= target), None)
+
+
+def case_of(run_dir: Path, settings: Settings, prompts_file: str, seed: int) -> Case:
+    prompts = [example["prompt"] for example in read_prompts(prompts_file)]
+    random.Random(seed).shuffle(prompts)
+    return Case(str(run_dir / "sft"), str(run_dir / "rm"), prompts, seed=seed, **settings)
+
+
+def grid(side: str) -> list[Settings]:
+    """Every combination on the grid."""
+    axes = GRID[side] | SIZES
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gold", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--side", choices=GRID, required=True)
+    parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), help="SFT and RM (default: %(default)s)")
+    parser.add_argument("--trl", default=".trl-1.12", help="folder with TRL 1.12.0 (default: %(default)s)")
+    parser.add_argument("--prompts", default="data/prompts/ppo.jsonl", help="to train on (default: %(default)s)")
+    parser.add_argument("--validation", default="data/prompts/validation.jsonl", help="to measure on")
+    parser.add_argument("--target", type=float, required=True, help="gold to reach")
+    parser.add_argument("--most", type=int, default=7680, help="episodes after which to give up (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of each setting (default: %(default)s)")
+    parser.add_argument("--number", type=int, default=12, help="settings of the grid, drawn at random; 0: all")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the worker (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args()
+    sft = load_checkpoint(options.run_dir / "sft", "sft")
+    load_checkpoint(options.run_dir / "rm", "rm", of=sft)
+    examples = [example for example in read_prompts(options.validation) if "check" in example]
+    if not examples:
+        raise UserError(f"{options.validation} has no prompt with a check: gold cannot be measured on it")
+    settings = grid(options.side)
+    settings = random.Random(0).sample(settings, min(options.number or len(settings), len(settings)))
+    found = []
+    for number, one in enumerate(settings, start=1):
+        for seed in range(options.seeds):
+            case = case_of(options.run_dir, one, options.prompts, seed)
+            points = curve(options.side, case, options.trl, options.threads, options.target, options.most, examples,
+                           f"{options.side}: setting {number} of {len(settings)}, seed {seed}")  # fmt: skip
+            point = reached(points, options.target)
+            found.append({"settings": one, "seed": seed, "reached": point, "points": points})
+            console.print(one, f"reached {point}" if point else f"best {max(each.gold for each in points):.3f}")
+            write_json(options.out, {"command": command_line("python -m benchmarks.gold"), "found": found})
+
+
+if __name__ == "__main__":
+    run(main)

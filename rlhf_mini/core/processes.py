@@ -1,0 +1,230 @@
+"""Several processes that train one model together, as `accelerate launch` starts them. Usually there is one.
+
+Every process runs the same code, with the same data, order and random numbers. What can be split is shared out, and
+what comes of it is put together again, so that N processes do what one would do, up to rounding:
+
+    mine = share(batch)                                            # every N-th item of the batch
+    loss = mean_loss(mine.items) * mine.weight(size)               # these add up to the mean over the whole batch
+    backward(loss, parameters)                                     # gradients are summed over the processes
+    responses = gather(mine, [respond(prompt) for prompt in mine.items])     # those of the whole batch
+
+Only the first process prints and writes (console.py, checkpoints.py). With FSDP (configs/fsdp.yaml), each process keeps
+a part of the weights, gradients and optimizer states of what is trained; `full` puts a weight together.
+"""
+
+import atexit
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from types import MethodType
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rlhf_mini.core.console import RANK, WORLD_SIZE
+
+T = TypeVar("T")
+Precision = Literal["no", "bf16"]
+
+
+@cache
+def _accelerator(cpu: bool, precision: Precision) -> Accelerator:
+    return Accelerator(cpu=cpu, mixed_precision=precision)
+
+
+_running: list[Accelerator] = []
+
+
+def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.device:
+    """Joins the other processes, if there are any. Returns the device to train on.
+
+    Args:
+        device: cpu, or auto for the best that is available, of which each process takes its own.
+        precision: of the matrix products in the models' forward and backward passes; weights stay in float32.
+    """
+    if WORLD_SIZE > 1 and not _running:
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process only
+        atexit.register(lambda: torch.distributed.destroy_process_group())
+    _running[:] = [_accelerator(device == "cpu", precision)]
+    return _running[0].device
+
+
+def number() -> int:
+    """How many processes there are."""
+    return WORLD_SIZE
+
+
+def index() -> int:
+    """Which of them this one is, from 0."""
+    return RANK
+
+
+def is_first() -> bool:
+    """Whether this process prints and writes."""
+    return RANK == 0
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if WORLD_SIZE > 1:
+        _running[0].wait_for_everyone()
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+class Share(NamedTuple, Generic[T]):
+    """What one process does of a batch."""
+
+    items: Sequence[T]
+    """Never empty: if there are too few, the first one of the batch stands in, and `idle` is True."""
+    whole: Sequence[T]
+    idle: bool
+
+    def weight(self, size: Callable[[T], float] = lambda _: 1) -> float:
+        """How much a mean over `items` counts in the mean over `whole`, where items weigh as much as `size` says."""
+        return 0.0 if self.idle else sum(map(size, self.items)) / sum(map(size, self.whole))
+
+
+def share(items: Sequence[T]) -> Share[T]:
+    """Every N-th item, beginning with the process's own number."""
+    if WORLD_SIZE == 1:
+        return Share(items, items, False)
+    mine = items[RANK::WORLD_SIZE]
+    return Share(mine or items[:1], items, not mine)
+
+
+def gather(mine: Share[Any], results: Sequence[T]) -> list[T]:
+    """The results of all processes for their items, in the order of the whole batch."""
+    if WORLD_SIZE == 1:
+        return list(results)
+    of_all: list[list[T]] = gather_object([[] if mine.idle else list(results)])
+    return [of_all[index % WORLD_SIZE][index // WORLD_SIZE] for index in range(len(mine.whole))]
+
+
+def total(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars summed over the processes, each name by itself."""
+    if WORLD_SIZE == 1:
+        return dict(scalars)
+    sums = _running[0].reduce(torch.stack([value.detach().float() for value in scalars.values()]), "sum")
+    return dict(zip(scalars, sums, strict=True))
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def prepare(model: Any) -> None:
+    """Under FSDP, leaves each process its part of a model that will be trained. Comes before its optimizer is made."""
+    if WORLD_SIZE == 1 or os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    plugin = FullyShardedDataParallelPlugin()  # what the configuration says
+    how: dict[str, Any] = dict(
+        mesh=init_device_mesh(model.device.type, (WORLD_SIZE,)),
+        reshard_after_forward=plugin.reshard_after_forward,
+        offload_policy=plugin.cpu_offload,
+        ignored_params={each for each in model.parameters() if each.dim() == 0},  # which has no parts
+    )
+    for module in [each for each in model.modules() if type(each).__name__ in model._no_split_modules]:
+        fully_shard(module, **how)
+    fully_shard(model, **how)
+    for module in _sharded(model):
+        module.set_gradient_divide_factor(1.0)  # gradients are summed here, not averaged
+        module.set_force_sum_reduction_for_comms(True)  # in the way that every backend knows
+
+
+def backward(loss: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Gradients of the sum of all processes' losses."""
+    loss.backward()
+    _, gradients = _by_keeper(parameters)  # torch has summed those that are kept in parts
+    if WORLD_SIZE > 1 and gradients:
+        together = _running[0].reduce(torch.cat([each.flatten() for each in gradients]), "sum")
+        for gradient, summed in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """torch's, of weights that may be in parts: the norm before clipping, a scalar."""
+    parameters = list(parameters)
+    norms = [full(torch.nn.utils.get_total_norm(gradients)) for gradients in _by_keeper(parameters) if gradients]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def _by_keeper(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of which each process keeps a part, and those that every process has."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    return (
+        [each for each in gradients if isinstance(each, DTensor)],
+        [each for each in gradients if not isinstance(each, DTensor)],
+    )
+
+
+def autocast(device: torch.device) -> Any:
+    """The context of a forward pass: with bf16, torch decides which of its operations are done in bfloat16."""
+    if _running and _running[0].mixed_precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+# --- weights in parts ------------------------------------------------------------------------------------------------
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each process has a part; all processes have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, own: Tensor) -> Tensor:
+    """`tensor` as this process keeps its own: the process's part of it."""
+    if not isinstance(own, DTensor):
+        return tensor
+    return distribute_tensor(full(tensor).to(own.device), own.device_mesh, own.placements)
+
+
+def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """`model.load_state_dict`, from whole weights."""
+    own = model.state_dict()
+    model.load_state_dict({name: like(tensor, own[name]) for name, tensor in weights.items()})
+
+
+def call(model: Any, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """function(model, *arguments), a forward pass: torch puts weights together before a model's own methods only."""
+    if not _is_sharded(model):
+        return function(model, *arguments)
+    name = f"fsdp_{function.__name__}"
+    if not hasattr(model, name):
+        setattr(model, name, MethodType(function, model))
+        register_fsdp_forward_method(model, name)
+    result: Tensor = getattr(model, name)(*arguments)
+    return result
+
+
+@contextmanager
+def whole(model: Any) -> Iterator[None]:
+    """Puts a model's weights together for passes without gradients, of which each process may do another number."""
+    parts = _sharded(model)
+    for module in parts:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in parts:
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
+
+
+def _sharded(model: Any) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)] if _is_sharded(model) else []
+
+
+def _is_sharded(model: Any) -> bool:
+    return isinstance(model, FSDPModule)

@@ -1,0 +1,156 @@
+"""Two processes do what one does. Run by a launcher, this file is what each of them runs: three stages, in small."""
+
+import rlhf_mini  # noqa: F401, I001
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_mini.core import processes
+from rlhf_mini.core.console import run
+from rlhf_mini.core.files import MetricsLog, read_jsonl, write_jsonl
+from rlhf_mini.core.inputs import ROOT
+from stages.ppo.options import PPOOptions
+from stages.ppo.train import train_ppo
+from stages.rm.options import RMOptions
+from stages.rm.train import train_rm
+from stages.sft.options import SFTOptions
+from stages.sft.train import train_sft
+
+LAUNCH = ["-m", "accelerate.commands.launch"]
+TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+       "--dynamo_backend", "no"]  # fmt: skip
+FSDP = [*LAUNCH, "--config_file", str(ROOT / "configs" / "fsdp.yaml")]
+COMPARED = {"loss", "objective", "grad_norm", "eval_loss", "value"}
+DEATH = "the second process dies in update 3 of PPO"
+
+
+def stages(folder: Path, name: str, death: str = "") -> None:
+    """The three stages on what is in `folder`."""
+    if death and processes.index() == 1:
+        log = MetricsLog.log
+
+        def deadly(self: MetricsLog, step: int, **metrics: Any) -> None:
+            log(self, step, **metrics)
+            if step == 3 and "loss/policy" in metrics:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        MetricsLog.log = deadly  # type: ignore[method-assign]
+    shared: dict[str, Any] = {"run": name, "runs_dir": str(folder / "runs")}
+    data, texts = str(folder / "data.jsonl"), str(folder / "texts.jsonl")
+    run_dir = folder / "runs" / name
+    if not (run_dir / "sft").exists():  # 5 a batch leave one, of which there is no share for the second process
+        train_sft(SFTOptions(**shared, base=str(folder / "base"), demonstrations=data, ptx_texts=texts, batch_size=5,
+                             num_train_epochs=1, ptx_batch_size=1, validation_share=0.1, show_every=4))  # fmt: skip
+    if not (run_dir / "rm").exists():
+        train_rm(RMOptions(**shared, rankings=data, demonstrations=data, init="sft", validation="", content="",
+                           batch_size=8, num_train_epochs=1, heldout_share=0.1))  # fmt: skip
+    train_ppo(PPOOptions(**shared, prompts=data, validation_prompts=data, ptx_texts=texts, updates=4, episodes=18,
+                         num_minibatches=2, num_ppo_epochs=2, max_new_tokens=6, evaluation_prompts=7, save_steps=2,
+                         warmup_updates=1))  # fmt: skip
+
+
+def launch(launcher: list[str], folder: Path, name: str, death: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(Path(__file__)), str(folder), name, death]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
+
+
+def metrics(folder: Path, name: str, stage: str) -> list[dict[str, float]]:
+    return read_jsonl(folder / "runs" / name / stage / "metrics.jsonl")
+
+
+@pytest.fixture
+def world(nano_base: Path, tmp_path: Path) -> Path:
+    """A folder with a base, rankings and texts."""
+    answers = ["It is a bird.", "Look it up!", "No"]
+    write_jsonl(tmp_path / "data.jsonl", [
+        {"prompt": [{"role": "user", "content": f"What is {'a' * (n % 4)} kiwi {n}?"}], "responses": answers,
+         "ranks": [1, 2 + n % 2, 3]} for n in range(41)
+    ])  # fmt: skip
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": f"Kiwi {n} is green." * (1 + n % 3)} for n in range(30)])
+    return tmp_path
+
+
+def test_two_processes_follow_one(world: Path) -> None:
+    alone, together = launch([], world, "one"), launch(TWO, world, "two")
+    assert alone.returncode == together.returncode == 0, together.stderr[-2000:]
+    assert together.stdout.count("ppo: update 1/4") == 1  # only the first process prints
+    agree(world, "one", "two")
+    assert not list((world / "runs" / "two").glob("*.partial*"))
+
+
+def agree(world: Path, one: str, two: str) -> None:
+    """Losses, gradients and rewards at every step, and in the end the weights."""
+    for stage in ("sft", "rm", "ppo"):
+        pairs = list(zip(metrics(world, one, stage), metrics(world, two, stage), strict=True))
+        assert len(pairs) == {"sft": 10, "rm": 5, "ppo": 4}[stage]
+        for pair in pairs:
+            a, b = ({name: of_one[name] for name in of_one if name.split("/")[0] in COMPARED} for of_one in pair)
+            assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+        weights = [load_file(world / "runs" / run_name / stage / "model.safetensors") for run_name in (one, two)]
+        assert weights[0].keys() == weights[1].keys()
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=2e-4)
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_resumes(world: Path) -> None:
+    launch(TWO, world, "whole")
+    started = time.monotonic()
+    killed = launch(TWO, world, "killed", DEATH)
+    assert killed.returncode != 0 and time.monotonic() - started < 60
+    run_dir = world / "runs" / "killed"
+    assert not (run_dir / "ppo").exists() and (run_dir / "ppo.resume.safetensors").exists()
+    again = launch(TWO, world, "killed")
+    assert again.returncode == 0 and "ppo: resumes after step 2" in again.stdout
+    assert [line["step"] for line in metrics(world, "killed", "ppo")] == [1, 2, 3, 4]
+    assert not list(run_dir.glob("*.partial"))
+    for name in ("model.safetensors", "value_model/model.safetensors"):
+        assert (run_dir / "ppo" / name).read_bytes() == (world / "runs" / "whole" / "ppo" / name).read_bytes()
+
+
+@pytest.mark.lessons
+def test_two_processes_with_a_part_of_the_weights_each_follow_one_and_resume(world: Path) -> None:
+    launch([], world, "one")
+    assert launch(FSDP, world, "parts", DEATH).returncode != 0
+    again = launch(FSDP, world, "parts")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "ppo: resumes after step 2" in again.stdout
+    agree(world, "one", "parts")
+
+
+def test_a_fault_of_one_process_ends_all(world: Path) -> None:
+    (world / "data.jsonl").write_text("")
+    started = time.monotonic()
+    failed = launch(TWO, world, "two")
+    assert failed.returncode != 0 and "error: " in failed.stderr and time.monotonic() - started < 60
+
+
+def test_shares_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = ["a", "bb", "ccc", "dddd", "eeeee"]
+    assert processes.share(batch) == (batch, batch, False) and processes.share(batch).weight(len) == 1.0
+    monkeypatch.setattr(processes, "WORLD_SIZE", 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "RANK", rank)
+        shares.append(processes.share(batch))
+    assert [list(each.items) for each in shares] == [["a", "dddd"], ["bb", "eeeee"], ["ccc"]]
+    assert sum(each.weight(len) for each in shares) == pytest.approx(1)
+    # The mean over all tokens, from the shares' means: 3 tokens of weight 1 + ...
+    means = [sum(len(text) ** 2 for text in each.items) / sum(map(len, each.items)) for each in shares]
+    whole = sum(len(text) ** 2 for text in batch) / sum(map(len, batch))
+    assert sum(mean * each.weight(len) for mean, each in zip(means, shares, strict=True)) == pytest.approx(whole)
+    idle = processes.share(batch[:1])
+    assert idle.items == ["a"] and idle.idle and idle.weight(len) == 0.0
+
+
+if __name__ == "__main__":
+    run(lambda: stages(Path(sys.argv[1]), *sys.argv[2:]))
