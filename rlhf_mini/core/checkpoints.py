@@ -159,9 +159,10 @@ def save_model(model: Any, folder: Path) -> None:
     """`save_pretrained` in the first process. The others help to put the weights together, if each has a part."""
     from rlhf_mini.core import processes  # imports torch, for which --help should not wait
 
-    weights = {name: processes.full(tensor) for name, tensor in model.state_dict().items()}
+    own = model.state_dict(keep_vars=True)
+    whole = {id(tensor): processes.full(tensor.detach()) for tensor in own.values()}  # tied weights stay tied
     if RANK == 0:
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict={name: whole[id(tensor)] for name, tensor in own.items()})
 
 
 def _save_tokenizer(folder: Path, tokenizer: Any, generates: bool) -> None:

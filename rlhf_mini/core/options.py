@@ -96,6 +96,9 @@ class StageOptions(RunOptions):
     """What every stage takes. A file of examples may be in any format of rlhf_mini/data/formats.py."""
 
     device: Literal["cpu", "auto"] = option("cpu", "cpu, or auto for the best available device.")
+    precision: Literal["no", "bf16"] = option(
+        "no", "bf16: matrix products of the models' passes in bfloat16; weights and optimizer stay in float32."
+    )
     strict: bool = option(False, "Stop at a record that cannot be used, instead of leaving it out and saying so.")
     too_long: Literal["drop", "cut"] = option(
         "drop", "What is longer than the model's context: drop it, or cut off the beginning of its prompt."

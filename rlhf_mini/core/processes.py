@@ -16,30 +16,24 @@ import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from types import MethodType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
+from accelerate import PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, reduce
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rlhf_mini.core.console import RANK, WORLD_SIZE
+from rlhf_mini.core.console import RANK, WORLD_SIZE, UserError
 
 T = TypeVar("T")
 Precision = Literal["no", "bf16"]
 
 
-@cache
-def _accelerator(cpu: bool, precision: Precision) -> Accelerator:
-    return Accelerator(cpu=cpu, mixed_precision=precision)
-
-
-_running: list[Accelerator] = []
+_precision: Precision = "no"
 
 
 def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.device:
@@ -48,12 +42,24 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
     Args:
         device: cpu, or auto for the best that is available, of which each process takes its own.
         precision: of the matrix products in the models' forward and backward passes; weights stay in float32.
+
+    Raises:
+        UserError: the launcher is set up for what is not supported here.
     """
-    if WORLD_SIZE > 1 and not _running:
+    global _precision
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed is not supported: configs/fsdp.yaml divides weights and optimizer states the same way"
+        )
+    _precision = precision
+    if WORLD_SIZE == 1:
+        accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
+        return accelerator or torch.device("cpu")
+    if not PartialState._shared_state:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process only
         atexit.register(lambda: torch.distributed.destroy_process_group())
-    _running[:] = [_accelerator(device == "cpu", precision)]
-    return _running[0].device
+    own: torch.device = PartialState(cpu=device == "cpu").device
+    return own
 
 
 def number() -> int:
@@ -66,6 +72,11 @@ def index() -> int:
     return RANK
 
 
+def in_parts() -> bool:
+    """Whether the launcher is set up for FSDP."""
+    return WORLD_SIZE > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def is_first() -> bool:
     """Whether this process prints and writes."""
     return RANK == 0
@@ -74,7 +85,7 @@ def is_first() -> bool:
 def wait() -> None:
     """Until all processes have come here."""
     if WORLD_SIZE > 1:
-        _running[0].wait_for_everyone()
+        PartialState().wait_for_everyone()
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
@@ -113,7 +124,7 @@ def total(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scalars summed over the processes, each name by itself."""
     if WORLD_SIZE == 1:
         return dict(scalars)
-    sums = _running[0].reduce(torch.stack([value.detach().float() for value in scalars.values()]), "sum")
+    sums = reduce(torch.stack([value.detach().float() for value in scalars.values()]), "sum")
     return dict(zip(scalars, sums, strict=True))
 
 
@@ -122,7 +133,7 @@ def total(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def prepare(model: Any) -> None:
     """Under FSDP, leaves each process its part of a model that will be trained. Comes before its optimizer is made."""
-    if WORLD_SIZE == 1 or os.environ.get("ACCELERATE_USE_FSDP") != "true":
+    if not in_parts():
         return
     plugin = FullyShardedDataParallelPlugin()  # what the configuration says
     how: dict[str, Any] = dict(
@@ -144,7 +155,7 @@ def backward(loss: Tensor, parameters: Iterable[Tensor]) -> None:
     loss.backward()
     _, gradients = _by_keeper(parameters)  # torch has summed those that are kept in parts
     if WORLD_SIZE > 1 and gradients:
-        together = _running[0].reduce(torch.cat([each.flatten() for each in gradients]), "sum")
+        together = reduce(torch.cat([each.flatten() for each in gradients]), "sum")
         for gradient, summed in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
@@ -169,7 +180,7 @@ def _by_keeper(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]
 
 def autocast(device: torch.device) -> Any:
     """The context of a forward pass: with bf16, torch decides which of its operations are done in bfloat16."""
-    if _running and _running[0].mixed_precision == "bf16":
+    if _precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
@@ -186,7 +197,8 @@ def like(tensor: Tensor, own: Tensor) -> Tensor:
     """`tensor` as this process keeps its own: the process's part of it."""
     if not isinstance(own, DTensor):
         return tensor
-    return distribute_tensor(full(tensor).to(own.device), own.device_mesh, own.placements)
+    whole = full(tensor).to(own.device)
+    return distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)  # every process has it
 
 
 def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:

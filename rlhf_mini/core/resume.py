@@ -200,7 +200,7 @@ def optimizer_tensors(optimizer: Any) -> dict[str, torch.Tensor]:
 def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Restores what `optimizer_tensors` gave, into an optimizer that was made with the same options."""
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name in tensors.keys() - {"lr"}:
+    for name in sorted(tensors.keys() - {"lr"}):  # in the same order in every process
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = tensors[name]
     parameters = [each for group in optimizer.param_groups for each in group["params"]]

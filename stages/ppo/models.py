@@ -52,7 +52,7 @@ def find_reward_model(options: PPOOptions, sft: Checkpoint) -> Checkpoint | None
 
 def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> Models:
     """Policy and reference from `sft`, value model and reward from `rm`, all in eval mode: no dropout, ever."""
-    device = processes.begin(options.device)
+    device = processes.begin(options.device, options.precision)
     tokenizer = load_tokenizer(sft.path)
     policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
     if rm is None:

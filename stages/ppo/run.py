@@ -122,6 +122,8 @@ class Learner:
         self.models = {"policy": models.policy, "value_model": models.value_model}
         self.ema = None
         if options.ema_decay > 0:
+            if processes.in_parts():
+                raise UserError("--ema_decay cannot average weights that FSDP keeps in parts: leave it at 0")
             self.ema = AveragedModel(models.policy, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
             self.models["ema"] = self.ema
         for model in (models.policy, models.value_model):

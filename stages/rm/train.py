@@ -105,7 +105,7 @@ def train_rm(options: RMOptions) -> None:
     }
     demonstrations = load("rm", options.demonstrations, "demonstrations", options.strict)
     preferences = read_preferences(options.content) if options.content else []
-    device = processes.begin(options.device)
+    device = processes.begin(options.device, options.precision)
     sft_model = AutoModelForCausalLM.from_pretrained(sft.path).to(device)
     people_ranked = ordered(load("rm", options.rankings, "rankings", options.strict)) if options.rankings else []
     models = Models(sft_model, language_model(base, device), language_model(ppo, device))

@@ -77,7 +77,7 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
     base, model, tokenizer = load_base(options.base)
-    model.to(processes.begin(options.device))
+    model.to(processes.begin(options.device, options.precision))
     set_residual_dropout(model, options.dropout)
 
     # 1. Demonstrations to train on and held-out ones, in tokens.
