@@ -91,7 +91,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "error: $(PYTHON) lacks its venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo 'Installing into .venv, once (a few minutes, mostly for torch)'
 	@$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -e '.[dev,lessons,class]' -c constraints.txt $(PIP_ARGS)
+	$(PY) -m pip install --disable-pip-version-check -e '.[dev,lessons,class,lora]' -c constraints.txt $(PIP_ARGS)
 	@touch $@
 
 # --- the three stages ---

@@ -26,6 +26,7 @@ from rlhf_mini.core.examples import Prompt, read_prompts
 from rlhf_mini.core.files import write_json
 from rlhf_mini.core.options import command_line
 from rlhf_mini.evaluation.responses import gold_of
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.text import encode_prompts, load_tokenizer
 
@@ -35,7 +36,7 @@ LOST = 0.2  # gold below the first measurement at which a policy is given up
 Settings = dict[str, Any]
 GRID: dict[str, dict[str, Sequence[Any]]] = {
     "ours": dict(learning_rate=(3e-4, 6e-4, 1e-3), value_learning_rate=(1e-3, 3e-3), num_ppo_epochs=(1, 2)),
-    "trl": dict(learning_rate=(5e-5, 1e-4, 2e-4), num_ppo_epochs=(1, 2, 4)),
+    "trl": dict(learning_rate=(3e-5, 5e-5, 8e-5), num_ppo_epochs=(1, 2)),
 }
 SIZES = dict(episodes=(64, 128), minibatch_size=(16, 32))  # on both sides
 
@@ -51,7 +52,7 @@ class Point(NamedTuple):
 def curve(side: str, case: Case, trl: str, threads: int, target: float, most: int, examples: Sequence[Prompt],
           title: str) -> list[Point]:  # fmt: skip
     """The gold of the policy every MEASURE_EVERY episodes until `target` is reached, or after `most` episodes."""
-    points: list[Point] = []
+    points = [Point(0, 0.0, gold(case.sft, case.sft, examples))]
     with tempfile.TemporaryDirectory() as name:
         case.write(Path(name) / "case.json")
         module = {"ours": "benchmarks.ours", "trl": "benchmarks.trl_ppo"}[side]
@@ -74,7 +75,7 @@ def curve(side: str, case: Case, trl: str, threads: int, target: float, most: in
 
 def gold(policy: str, sft: str, examples: Sequence[Prompt]) -> float:
     """Mean gold of the policy's responses to the examples."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), load_tokenizer(sft)
+    model, tokenizer = load_model(AutoModelForCausalLM, policy).eval(), load_tokenizer(sft)
     prompts = encode_prompts(tokenizer, [example["prompt"] for example in examples])
     responses = respond(model, tokenizer, prompts, max_new_tokens=TOKENS, temperature=TEMPERATURE, seed=0)
     scores = [found.score for found in map(gold_of, examples, responses) if found]
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, required=True, help="gold to reach")
     parser.add_argument("--most", type=int, default=7680, help="episodes after which to give up (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each setting (default: %(default)s)")
-    parser.add_argument("--number", type=int, default=12, help="settings of the grid, drawn at random; 0: all")
+    parser.add_argument("--number", type=int, default=8, help="settings of the grid, drawn at random; 0: all")
     parser.add_argument("--threads", type=int, default=1, help="threads of the worker (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()

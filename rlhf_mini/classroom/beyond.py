@@ -50,6 +50,7 @@ from rlhf_mini.core.examples import Messages, Prompt, Ranking, Response, read_pr
 from rlhf_mini.core.inputs import changes, code_of
 from rlhf_mini.core.rankings import Labeler, pairs
 from rlhf_mini.evaluation.responses import rank_blind
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
 from rlhf_mini.models.text import encode_prompts, load_tokenizer, to_responses
@@ -122,7 +123,7 @@ class Meter:
     def __init__(self, run_dir: Path, options: BeyondOptions) -> None:
         self.options = options
         self.tokenizer = load_tokenizer(run_dir / "sft")
-        self.sft = AutoModelForCausalLM.from_pretrained(run_dir / "sft").eval()
+        self.sft = load_model(AutoModelForCausalLM, run_dir / "sft").eval()
         self.examples = read_prompts(VALIDATION)[: options.prompts]
         self.prompts = encode_prompts(self.tokenizer, [example["prompt"] for example in self.examples])
 
@@ -191,12 +192,12 @@ def train(method: Method, run_dir: Path, folder: Path, target: float, options: B
             return trained(found)
     started, meter = time.time(), Meter(run_dir, options)
     stop = StopAtKL(meter, target)
-    policy = AutoModelForCausalLM.from_pretrained(sft.path)
+    policy = load_model(AutoModelForCausalLM, sft.path)
     with writing(folder, method) as written, quiet(), tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(method, run_dir, policy, meter.tokenizer, options, scratch, [stop])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        model = AutoModelForCausalLM.from_pretrained(sft.path)  # TRL has patched the other one
+        model = load_model(AutoModelForCausalLM, sft.path)  # TRL has patched the other one
         model.load_state_dict(stop.weights)
         save_checkpoint(
             written, stage=method, model=model, tokenizer=meter.tokenizer, options=asked, seed=options.seed,
@@ -217,7 +218,7 @@ def trained(checkpoint: Checkpoint) -> Trained:
     metrics = checkpoint.info["metrics"]
     return Trained(
         method=checkpoint.stage,
-        model=AutoModelForCausalLM.from_pretrained(checkpoint.path).eval(),
+        model=load_model(AutoModelForCausalLM, checkpoint.path).eval(),
         at=Point(**metrics["stopped_at"]),
         curve=[Point(**point) for point in metrics["curve"]],
         seconds=checkpoint.info["seconds"],

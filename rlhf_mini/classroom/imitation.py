@@ -9,6 +9,7 @@ from rlhf_mini.classroom.continuation import estimate
 from rlhf_mini.core.bootstrap import Estimate
 from rlhf_mini.core.examples import Demonstration, Prompt, Response
 from rlhf_mini.evaluation.responses import gold_of
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.text import encode_demonstrations, load_tokenizer
 from rlhf_mini.world.gold import WEIGHTS
 from stages.sft.train import Example, mean_loss
@@ -16,7 +17,7 @@ from stages.sft.train import Example, mean_loss
 
 def demonstration_loss(checkpoint: Path, demonstrations: Sequence[Demonstration]) -> Estimate:
     """The mean over demonstrations of the loss per token of their completions, in nats."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint).eval(), load_tokenizer(checkpoint)
+    model, tokenizer = load_model(AutoModelForCausalLM, checkpoint).eval(), load_tokenizer(checkpoint)
     encoded = encode_demonstrations(model, tokenizer, demonstrations)
     return estimate(mean_loss(model, [Example(*ids)], batch_size=1) for ids in encoded)
 

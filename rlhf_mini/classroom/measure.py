@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_mini.core.bootstrap import Estimate, mean_intervals
 from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.evaluation.responses import gold_of
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import sequence_logprobs
 from rlhf_mini.models.text import encode_prompts, load_tokenizer
@@ -79,10 +80,10 @@ def measure_policies(
     """
     tokenizer = load_tokenizer(sft)
     prompts = encode_prompts(tokenizer, [example["prompt"] for example in examples])
-    reference = AutoModelForCausalLM.from_pretrained(sft).eval()
+    reference = load_model(AutoModelForCausalLM, sft).eval()
     found = {}
     for name, policy in policies.items():
-        model = AutoModelForCausalLM.from_pretrained(policy).eval() if isinstance(policy, Path) else policy
+        model = load_model(AutoModelForCausalLM, policy).eval() if isinstance(policy, Path) else policy
         responses = respond(
             model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, seed=seed
         )

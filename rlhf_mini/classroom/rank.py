@@ -25,6 +25,7 @@ from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console, printable, run
 from rlhf_mini.core.examples import Prompt, Ranking, Response, contents, read_prompts, read_rankings
 from rlhf_mini.core.options import RunOptions, option, options, parse_options
+from rlhf_mini.models.adapters import load_model
 
 HELP = (
     'Numbers from the best to the worst: "2 1 4 3". Equally good ones with an equals sign: "2=1 4 3". '
@@ -171,7 +172,7 @@ def drawn(settings: RankOptions, policy: Path | None = None) -> Iterator[Group]:
     sft = load_checkpoint(settings.run_dir / "sft", "sft").path
     tokenizer = load_tokenizer(sft)
     sources = [sft] if policy is None else [sft, load_checkpoint(policy, "ppo").path]
-    models = [AutoModelForCausalLM.from_pretrained(source).eval() for source in sources]
+    models = [load_model(AutoModelForCausalLM, source).eval() for source in sources]
     examples = read_prompts(settings.source)
     for number, example in enumerate(mixed(examples, lambda each: each.get("use_case"), len(examples), settings.seed)):
         prompts = encode_prompts(tokenizer, [example["prompt"]]) * (2 * settings.responses // len(models))

@@ -39,6 +39,7 @@ from rlhf_mini.core.files import damaged, is_number, parse_object, plain, read_j
 
 FORMAT = 1  # of stage.json; increase it when older code would misread it
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"  # of LoRA (models/adapters.py), in place of all weights
 SHIPPED = ("base", "judge")  # in data, for all runs
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers")
 
@@ -156,13 +157,26 @@ def save_checkpoint(
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """`save_pretrained` in the first process. The others help to put the weights together, if each has a part."""
+    """`save_pretrained` in the first process, of the adapter alone if one was trained.
+
+    Other processes help to put the weights together, if each has a part of them.
+    """
     from rlhf_mini.core import processes  # imports torch, for which --help should not wait
 
     own = model.state_dict(keep_vars=True)
     whole = {id(tensor): processes.full(tensor.detach()) for tensor in own.values()}  # tied weights stay tied
-    if RANK == 0:
-        model.save_pretrained(folder, state_dict={name: whole[id(tensor)] for name, tensor in own.items()})
+    if RANK > 0:
+        return
+    weights = {name: whole[id(tensor)] for name, tensor in own.items()}
+    if adapter := vars(model).get("adapter"):
+        weights = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+        adapter.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def _save_tokenizer(folder: Path, tokenizer: Any, generates: bool) -> None:
@@ -335,7 +349,8 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
     found, sums = info["stage"], info["sha256"]
     if found != stage:
         raise UserError(f"{path} holds a checkpoint of stage {printable(found)}, not {stage}: {remake}")
-    if WEIGHTS not in sums:
+    weights = _weights(sums)
+    if weights is None:
         raise UserError(
             f"the {stage} checkpoint in {path} has its weights in other files than {WEIGHTS}, the only one that is "
             "read: save it again, with a larger max_shard_size"
@@ -349,7 +364,7 @@ def load_checkpoint(path: str | Path, stage: str, of: Checkpoint | None = None) 
         raise UserError(f"{name} could run code that came with the checkpoint, which is never run: {remake}")
     if of is not None and not any(of.is_parent(parent) for parent in info["parents"]):
         raise UserError(f"the {stage} checkpoint in {path} was not made from the {of.stage} in {of.path}: {make}")
-    return Checkpoint(path, stage, sums[WEIGHTS], info)
+    return Checkpoint(path, stage, weights, info)
 
 
 def read_stage_json(folder: Path) -> dict[str, Any]:
@@ -369,8 +384,13 @@ def known_by(info: dict[str, Any]) -> list[str]:
 
     That of all files comes first; older ones know the weights alone. [] if there are no weights.
     """
-    weights = info.get("sha256", {}).get(WEIGHTS)
+    weights = _weights(info.get("sha256", {}))
     return [] if weights is None else [files_sha256(info), weights]
+
+
+def _weights(sums: Mapping[str, str]) -> str | None:
+    """The checksum of a checkpoint's weights, or of its adapter, among those of all its files."""
+    return sums.get(WEIGHTS) or sums.get(ADAPTER)
 
 
 def is_stage_json(info: dict[str, Any]) -> bool:
@@ -400,7 +420,8 @@ def _that_run_code(path: Path) -> Iterator[Path]:
 
     Checksums do not help here, as whoever made the checkpoint made them, too.
     """
-    yield from path.rglob("pytorch_model*")
+    for name in ("pytorch_model*", "adapter_model.bin"):
+        yield from path.rglob(name)
     for config in path.rglob("*config.json"):
         with suppress(UserError):  # damaged: transformers will say so
             if _has_key(parse_object(read_text(config), config), "auto_map"):

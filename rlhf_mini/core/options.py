@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 import yaml
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rlhf_mini.core.console import UserError, printable
@@ -98,6 +98,9 @@ class StageOptions(RunOptions):
     device: Literal["cpu", "auto"] = option("cpu", "cpu, or auto for the best available device.")
     precision: Literal["no", "bf16"] = option(
         "no", "bf16: matrix products of the models' passes in bfloat16; weights and optimizer stay in float32."
+    )
+    lora_rank: NonNegativeInt = option(
+        0, "Rank of a LoRA adapter that is trained, and saved, instead of all weights (0: all weights)."
     )
     strict: bool = option(False, "Stop at a record that cannot be used, instead of leaving it out and saying so.")
     too_long: Literal["drop", "cut"] = option(

@@ -8,7 +8,7 @@ what comes of it is put together again, so that N processes do what one would do
     backward(loss, parameters)                                     # gradients are summed over the processes
     responses = gather(mine, [respond(prompt) for prompt in mine.items])     # those of the whole batch
 
-Only the first process prints and writes (console.py, checkpoints.py). With FSDP (configs/fsdp.yaml), each process keeps
+Only the first process prints and writes (console.py, checkpoints.py). With FSDP (configs/accelerate/fsdp.yaml), each process keeps
 a part of the weights, gradients and optimizer states of what is trained; `full` puts a weight together.
 """
 
@@ -49,7 +49,7 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
     global _precision
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(
-            "DeepSpeed is not supported: configs/fsdp.yaml divides weights and optimizer states the same way"
+            "DeepSpeed is not supported: configs/accelerate/fsdp.yaml divides weights and optimizer states the same way"
         )
     _precision = precision
     if WORLD_SIZE == 1:

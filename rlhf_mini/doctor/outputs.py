@@ -8,7 +8,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from rlhf_mini.core.bootstrap import Estimate
-from rlhf_mini.core.checkpoints import WEIGHTS, read_stage_json
+from rlhf_mini.core.checkpoints import known_by, read_stage_json
 from rlhf_mini.core.files import damaged, is_number, parse_object, read_json, read_text
 
 
@@ -60,7 +60,8 @@ class StageOutput:
     @property
     def sha256(self) -> str | None:
         """Checksum of the weights. None until they are saved."""
-        return cast(str | None, self.info.get("sha256", {}).get(WEIGHTS))
+        found = known_by(self.info)
+        return found[-1] if found else None
 
     def built_on(self, stage: str) -> list[str]:
         """Checksums of the checkpoints of `stage` that this one was trained from: of all files, or of the weights."""

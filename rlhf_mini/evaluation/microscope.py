@@ -27,6 +27,7 @@ from rlhf_mini.core.console import UserError, printable
 from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.core.files import is_number
 from rlhf_mini.core.options import load_function
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import lay_out, load_reward_model, response_values
@@ -121,8 +122,8 @@ class Microscope:
         self.note = ""
         """What to tell the user if the score is not shown."""
         self.tokenizer = load_tokenizer(ppo.path)
-        self.policy, self.ref_policy = (AutoModelForCausalLM.from_pretrained(p.path).eval() for p in (ppo, sft))
-        self.value_model = AutoModelForSequenceClassification.from_pretrained(ppo.path / "value_model").eval()
+        self.policy, self.ref_policy = (load_model(AutoModelForCausalLM, p.path).eval() for p in (ppo, sft))
+        self.value_model = load_model(AutoModelForSequenceClassification, ppo.path / "value_model").eval()
         self.reward: Reward | None = None
         if reward:
             self.reward = of_function(load_function(reward, "--reward"), reward)

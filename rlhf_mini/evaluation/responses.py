@@ -17,6 +17,7 @@ from rlhf_mini.core.console import UserError, track
 from rlhf_mini.core.examples import Demonstration, Messages, Prompt, Response
 from rlhf_mini.core.rankings import Count, Labeler, accuracy, agreement, load_labelers
 from rlhf_mini.evaluation.answers import STAGES, Answer, Row
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_responses, load_tokenizer
@@ -69,7 +70,7 @@ def load_stages(checkpoints: dict[str, Checkpoint]) -> tuple[dict[str, Stage], S
 
 def load_stage(path: Path, name: str) -> Stage:
     """One stage, with its checkpoint's chat template; the reward model is called "rm"."""
-    model = load_reward_model(path) if name == "rm" else AutoModelForCausalLM.from_pretrained(path).eval()
+    model = load_reward_model(path) if name == "rm" else load_model(AutoModelForCausalLM, path).eval()
     return Stage(model, load_tokenizer(path))
 
 

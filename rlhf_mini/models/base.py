@@ -56,6 +56,11 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
     return Checkpoint(folder, "base", weights[0], info), model, tokenizer
 
 
+def new_tokens(base: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> range:
+    """The tokens that `load_base` has added to the base's own, whose embeddings nobody has trained."""
+    return range(len(AutoTokenizer.from_pretrained(base.path)), len(tokenizer))
+
+
 def looks_like_a_name(source: str) -> bool:
     """gpt2 or owner/name, and not a folder that is not there."""
     return source.count("/") <= 1 and not source.startswith((".", "/", "~", "data/", "runs/"))
@@ -119,7 +124,9 @@ def equip(source: str, model: PreTrainedModel, folder: Path) -> PreTrainedTokeni
         tokenizer.chat_template = CHAT_TEMPLATE
         added.append("a chat template" if reason == NONE else f"another chat template (its own fails: {reason})")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))  # new ones are drawn from the distribution of the others
+        with torch.random.fork_rng():  # new ones are drawn from the distribution of the others, the same every time
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

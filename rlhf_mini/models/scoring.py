@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from rlhf_mini.core.examples import Response
+from rlhf_mini.models.adapters import CONFIG, load_model, with_scalar
 from rlhf_mini.models.forward import Forward, forward_pass
 from rlhf_mini.models.parallel import in_parallel
 from rlhf_mini.models.rows import Rows
@@ -159,9 +161,9 @@ def load_reward_model(path: Path, device: torch.device | str = "cpu") -> PreTrai
     Its scalar part loads through AutoModelForSequenceClassification, too. Where config.json has a `likelihood_coef`,
     the score also depends on a language model in the folder `reader`, which this function loads beside it.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path).eval().to(device)
+    model: PreTrainedModel = load_model(AutoModelForSequenceClassification, path).eval().to(device)
     if getattr(model.config, "likelihood_coef", 0.0):
-        attach_reader(model, AutoModelForCausalLM.from_pretrained(path / READER).eval().to(device))
+        attach_reader(model, load_model(AutoModelForCausalLM, path / READER).eval().to(device))
     return model
 
 
@@ -252,7 +254,10 @@ def with_scalar_head(path: Path, seed: int) -> PreTrainedModel:
     The head starts with a standard deviation of 1 / sqrt(d + 1) (Stiennon et al. 2020, arXiv 2009.01325, B.1).
     """
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    if (path / CONFIG).is_file():  # an adapter to a language model
+        model = with_scalar(load_model(AutoModelForCausalLM, path), AutoConfig.from_pretrained(path, num_labels=1))
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
     head = model.score.weight  # (1, d)
     torch.nn.init.normal_(head, std=(head.shape[1] + 1) ** -0.5)
     return model

@@ -146,6 +146,10 @@ def parameters(folder: Path, head: bool) -> int:
     """Parameters that multiply each token: all but the embeddings; with `head`, the output head too (tied in GPT-2)."""
     from safetensors import safe_open
 
+    from rlhf_mini.models.adapters import CONFIG, base_of
+
+    while (folder / CONFIG).is_file():
+        folder = base_of(folder)  # an adapter is merged into it
     with safe_open(folder / "model.safetensors", framework="np") as weights:
         sizes = {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     embeddings = {name: size for name, size in sizes.items() if any(e in name for e in ("wte", "wpe", "embed"))}

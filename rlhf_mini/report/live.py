@@ -19,6 +19,7 @@ import numpy as np
 
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError, console
+from rlhf_mini.models.adapters import load_model
 from stages.ppo.options import names_function
 
 if TYPE_CHECKING:  # torch takes seconds to import; mistakes on the command line are reported before that
@@ -184,9 +185,9 @@ def load_models(run_dir: Path, base: Path, rm: Path) -> dict[str, "PreTrainedMod
     from rlhf_mini.models.scoring import load_reward_model
 
     language = {"base": base, "sft": run_dir / "sft", "ppo": run_dir / "ppo"}
-    models = {name: AutoModelForCausalLM.from_pretrained(path).eval() for name, path in language.items()}
+    models = {name: load_model(AutoModelForCausalLM, path).eval() for name, path in language.items()}
     models["rm"] = load_reward_model(rm)
-    models["value"] = AutoModelForSequenceClassification.from_pretrained(run_dir / "ppo" / "value_model").eval()
+    models["value"] = load_model(AutoModelForSequenceClassification, run_dir / "ppo" / "value_model").eval()
     reader = vars(models["rm"]).get("reader")
     if reader is not None:
         pairs = zip(reader.parameters(), models["sft"].parameters(), strict=True)

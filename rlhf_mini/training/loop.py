@@ -92,7 +92,7 @@ def train(
     batches = length_bucketed_batches([each.length for each in examples], options.batch_size, steps, options.seed)
     processes.prepare(model)
     optimizer = adamw(model, options)
-    parameters = list(model.parameters())
+    parameters = [each for each in model.parameters() if each.requires_grad]
     log = MetricsLog(folder / "metrics.jsonl")
     torch.manual_seed(options.seed + processes.index())  # for dropout
 
@@ -148,7 +148,7 @@ def train(
 
 def adamw(model: PreTrainedModel, options: TrainingOptions) -> torch.optim.Optimizer:
     """AdamW. Weight decay applies to matrices only, not to biases and layer norms."""
-    parameters = list(model.parameters())
+    parameters = [each for each in model.parameters() if each.requires_grad]
     groups = [
         {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": options.weight_decay},
         {"params": [each for each in parameters if each.dim() < 2], "weight_decay": 0.0},

@@ -134,6 +134,7 @@ def predictions(sft: Path, rankings: Sequence[Ranking]) -> dict[str, Any] | None
     from transformers import AutoModelForSequenceClassification
 
     from rlhf_mini.classroom.reward import fit, scores_of
+    from rlhf_mini.models.adapters import load_model
     from rlhf_mini.models.text import load_tokenizer
     from stages.rm.rankings import encode
 
@@ -146,8 +147,8 @@ def predictions(sft: Path, rankings: Sequence[Ranking]) -> dict[str, Any] | None
         return None
     tokenizer = load_tokenizer(sft)
     judge = "data/judge"
-    examples = encode(AutoModelForSequenceClassification.from_pretrained(judge), tokenizer, rankings)
-    untrained = AutoModelForSequenceClassification.from_pretrained(judge)
+    examples = encode(load_model(AutoModelForSequenceClassification, judge), tokenizer, rankings)
+    untrained = load_model(AutoModelForSequenceClassification, judge)
     before: dict[str, Count] = defaultdict(lambda: Count(0, 0))  # by prompt, whose rankings rise and fall together
     after: dict[str, Count] = defaultdict(lambda: Count(0, 0))
     each: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(lambda: Count(0, 0)))  # by student and prompt
@@ -155,7 +156,7 @@ def predictions(sft: Path, rankings: Sequence[Ranking]) -> dict[str, Any] | None
         left_out = [index for student in fold for index in of_student[student]]
         others = [example for index, example in enumerate(examples) if index not in set(left_out)]
         steps = max(20, math.ceil(len(others) / 16))
-        fresh = AutoModelForSequenceClassification.from_pretrained(judge)
+        fresh = load_model(AutoModelForSequenceClassification, judge)
         model = fit(fresh, others, others[:1], steps=steps, learning_rate=3e-4, sample=1).model
         theirs = [examples[index] for index in left_out]
         for index, old, new in zip(left_out, scores_of(untrained, theirs), scores_of(model, theirs), strict=True):

@@ -13,6 +13,7 @@ from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Response
 from rlhf_mini.core.options import load_function
+from rlhf_mini.models.adapters import add_adapter, load_model
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import load_reward_model, with_scalar_head
 from rlhf_mini.models.text import EncodedPrompt, load_tokenizer
@@ -54,13 +55,15 @@ def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> 
     """Policy and reference from `sft`, value model and reward from `rm`, all in eval mode: no dropout, ever."""
     device = processes.begin(options.device, options.precision)
     tokenizer = load_tokenizer(sft.path)
-    policy, ref_policy = (AutoModelForCausalLM.from_pretrained(sft.path).eval().to(device) for _ in range(2))
+    policy, ref_policy = (load_model(AutoModelForCausalLM, sft.path).eval().to(device) for _ in range(2))
+    add_adapter(policy, options.lora_rank, base=sft.path)
     if rm is None:
         value_model = with_scalar_head(sft.path, options.seed).eval()
         reward = of_function(load_function(options.reward, "--reward"), options.reward)
     else:
-        value_model = AutoModelForSequenceClassification.from_pretrained(rm.path).eval()
+        value_model = load_model(AutoModelForSequenceClassification, rm.path).eval()
         reward = of_model(load_reward_model(rm.path, device), tokenizer)
+    add_adapter(value_model, options.lora_rank, base=rm.path if rm else sft.path)
     return Models(policy, value_model.to(device), ref_policy, reward, tokenizer)
 
 

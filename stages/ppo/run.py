@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ from stages.ppo.models import Batch, Models, find_reward_model, load_models
 from stages.ppo.options import PPOOptions
 
 LOWER_RATE = "try a lower --learning_rate or --value_learning_rate"
+
+
+requires_grad = attrgetter("requires_grad")  # with LoRA, of the adapter only
 
 
 class Fault(Exception):
@@ -130,7 +134,7 @@ class Learner:
             processes.prepare(model)
         # Adam as in the paper (betas) and in OpenAI's code (eps).
         self.optimizers = [
-            torch.optim.Adam(model.parameters(), betas=(0.9, 0.95), eps=1e-5, fused=True)
+            torch.optim.Adam(filter(requires_grad, model.parameters()), betas=(0.9, 0.95), eps=1e-5, fused=True)
             for model in (models.policy, models.value_model)
         ]
         self.peaks = options.learning_rate, options.value_learning_rate

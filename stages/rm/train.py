@@ -64,6 +64,7 @@ from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.rankings import Labeler, load_labelers, pairs
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.data.load import collected, files_among, load
+from rlhf_mini.models.adapters import add_adapter, load_model
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
 from rlhf_mini.models.scoring import READER, attach_reader, score_texts, with_scalar_head
@@ -106,7 +107,7 @@ def train_rm(options: RMOptions) -> None:
     demonstrations = load("rm", options.demonstrations, "demonstrations", options.strict)
     preferences = read_preferences(options.content) if options.content else []
     device = processes.begin(options.device, options.precision)
-    sft_model = AutoModelForCausalLM.from_pretrained(sft.path).to(device)
+    sft_model = load_model(AutoModelForCausalLM, sft.path).to(device)
     people_ranked = ordered(load("rm", options.rankings, "rankings", options.strict)) if options.rankings else []
     models = Models(sft_model, language_model(base, device), language_model(ppo, device))
     fitting = Fitting(sft_model, options.too_long)
@@ -160,8 +161,9 @@ def train_rm(options: RMOptions) -> None:
         if judge is None:
             reward_model = with_scalar_head(sft.path, options.seed)  # in eval mode: without dropout
         else:
-            reward_model = AutoModelForSequenceClassification.from_pretrained(judge.path)
+            reward_model = load_model(AutoModelForSequenceClassification, judge.path)
             reward_model.config.reward_mean = 0.0  # an earlier reward model's zero; it gets a new one below
+        add_adapter(reward_model, options.lora_rank, base=sft.path if judge is None else judge.path)
         reward_model.to(device)
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
         counts: dict[str, Any] = {
@@ -292,7 +294,7 @@ def judge_for(tokenizer: Tokenizer, path: str) -> Checkpoint:
 
 
 def language_model(checkpoint: Checkpoint | None, device: torch.device) -> PreTrainedModel | None:
-    return AutoModelForCausalLM.from_pretrained(checkpoint.path).to(device) if checkpoint else None
+    return load_model(AutoModelForCausalLM, checkpoint.path).to(device) if checkpoint else None
 
 
 def spread(scores: Sequence[Sequence[float]]) -> float:

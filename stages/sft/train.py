@@ -27,6 +27,7 @@ import random
 import time
 from collections.abc import Sequence
 from itertools import starmap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, command_of
 from rlhf_mini.data.load import Selected, collected, files_among, load
-from rlhf_mini.models.base import load_base
+from rlhf_mini.models.adapters import add_adapter
+from rlhf_mini.models.base import load_base, new_tokens
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import lay_out, text_loss
@@ -77,6 +79,7 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
     base, model, tokenizer = load_base(options.base)
+    add_adapter(model, options.lora_rank, base=Path(options.base), new_tokens=new_tokens(base, tokenizer))
     model.to(processes.begin(options.device, options.precision))
     set_residual_dropout(model, options.dropout)
 

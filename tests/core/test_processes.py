@@ -28,7 +28,7 @@ from stages.sft.train import train_sft
 LAUNCH = ["-m", "accelerate.commands.launch"]
 TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
        "--dynamo_backend", "no"]  # fmt: skip
-FSDP = [*LAUNCH, "--config_file", str(ROOT / "configs" / "fsdp.yaml")]
+FSDP = [*LAUNCH, "--config_file", str(ROOT / "configs" / "accelerate" / "fsdp.yaml")]
 COMPARED = {"loss", "objective", "grad_norm", "eval_loss", "value"}
 DEATH = "the second process dies in update 3 of PPO"
 

@@ -18,6 +18,7 @@ from rlhf_mini.core.console import track
 from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.evaluation.overopt.curves import N, best_of
 from rlhf_mini.evaluation.schema import Point, Start
+from rlhf_mini.models.adapters import load_model
 from rlhf_mini.models.sampling import respond
 from rlhf_mini.models.scoring import load_reward_model, score_texts, sequence_logprobs
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts, load_tokenizer
@@ -50,7 +51,7 @@ class Measurer:
         self.threads = torch.get_num_threads()  # they decide how sums are rounded
         self.tokenizer = load_tokenizer(sft.path)
         self.prompts = encode_prompts(self.tokenizer, [example["prompt"] for example in examples])
-        self.sft = AutoModelForCausalLM.from_pretrained(sft.path).eval()
+        self.sft = load_model(AutoModelForCausalLM, sft.path).eval()
         self.reward_models = {name: load_reward_model(proxy.path) for name, proxy in proxies.items()}
         scores: dict[str, list[float]] = {name: [] for name in proxies}
         gold: list[float] = []
@@ -82,7 +83,7 @@ class Measurer:
 
     def policy(self, folder: Path, name: str, update: int | None = None) -> Point:
         """KL in nats per response, and gains in proxy and gold, of the policy in `folder`."""
-        policy, everything = AutoModelForCausalLM.from_pretrained(folder).eval(), range(len(self.examples))
+        policy, everything = load_model(AutoModelForCausalLM, folder).eval(), range(len(self.examples))
         prompts, responses = self._sample(policy, everything, self.responses, seed=self.seed)
         new, old = (
             sequence_logprobs(model, self.tokenizer, prompts, responses, self.temperature)

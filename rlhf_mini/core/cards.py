@@ -1,0 +1,63 @@
+"""Model cards: README.md beside each checkpoint, which says what it is, what it was made from, and what it cannot do."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from rlhf_mini.core.files import is_number
+
+WHAT = {
+    "base": "A language model, pretrained on plain texts.",
+    "judge": "A model with a scalar head that was pretrained on votes; a reward model starts from it.",
+    "sft": "A language model, fine-tuned on demonstrations: step 1 of InstructGPT's recipe.",
+    "rm": "A reward model, trained on ranked responses: step 2 of InstructGPT's recipe.",
+    "ppo": "A language model, trained by PPO against a reward model: step 3 of InstructGPT's recipe.",
+}
+LIMITS = {
+    "sft": "It imitates its demonstrations, their mistakes too, and states what it does not know.",
+    "rm": "Its score says what the labelers of its rankings preferred, on prompts like theirs. It is no measure of truth, "
+    "and a policy that is trained against it for too long gets high scores for bad responses.",
+    "ppo": "It learned what its reward model scores high, which is not the same as what is right or harmless.",
+}
+DATA = ("base", "demonstrations", "ptx_texts", "rankings", "prompts", "init", "labelers", "reward")
+LOADED_BY = {"rm": "load_reward_model(Path({folder!r}))  # rlhf_mini.models.scoring", "judge": ""}
+
+
+def card(info: Mapping[str, Any], adapter: bool) -> str:
+    """The card of the checkpoint with this stage.json."""
+    stage, options = info["stage"], info["options"]
+    head = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification" if stage in ("rm", "judge") else "text-generation",
+        tags=["rlhf", "rlhf_mini", stage],
+    )
+    parents = [f"the {parent['stage']} in `{parent['path']}` ({parent['sha256'][:12]})" for parent in info["parents"]]
+    data = [f"`--{name} {options[name]}`" for name in DATA if options.get(name)]
+    lines = ["---", head.to_yaml().strip(), "---", "", f"# {stage}: {options.get('run', 'rlhf_mini')}", ""]
+    lines += [WHAT.get(stage, "A checkpoint."), ""]
+    if adapter:
+        lines += ["It is a LoRA adapter to what it was made from; `python -m rlhf_mini.models.export` merges it.", ""]
+    if info.get("stopped"):
+        lines += [f"Training stopped before its end: {info['stopped']}.", ""]
+    lines += ["## Made from", ""]
+    lines += [f"- {what}" for what in (*parents, *data)] + [
+        f"- seed {info['seed']}, in {info['seconds']:,.0f} s, with "
+        + ", ".join(f"{name} {number}" for name, number in info["versions"].items()),
+        "",
+    ]
+    if figures := [row for name, value in info["metrics"].items() for row in rows(name, value)]:
+        lines += ["## Metrics", "", "| metric | value |", "|---|---|", *figures, ""]
+    lines += ["## Limits", "", LIMITS.get(stage, "It continues texts and follows no instructions."), ""]
+    lines += ["Made to study RLHF: do not let it decide or advise. stage.json has all options and checksums.", ""]
+    return "\n".join(lines)
+
+
+def rows(name: str, value: Any) -> list[str]:
+    """A table row of a number, and of an estimate with its interval."""
+    if is_number(value):
+        return [f"| {name} | {value:.4g} |"]
+    if isinstance(value, Mapping) and is_number(value.get("share")):
+        return [f"| {name} | {value['share']:.4g} |"]
+    return [f"| {name} | {json.dumps(value)} |"] if isinstance(value, str) else []
