@@ -12,13 +12,15 @@ import torch
 
 from benchmarks.worker import Case, Line
 from rlhf_mini.core.checkpoints import Checkpoint
+from rlhf_mini.data.load import load
 from rlhf_mini.models import sampling
-from rlhf_mini.models.text import EncodedPrompt, encode_prompts
+from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_texts, split_texts
+from rlhf_mini.training.batches import endless_batches
 from stages.ppo import metrics
 from stages.ppo.models import Models, load_models
 from stages.ppo.options import PPOOptions
 from stages.ppo.run import Learner
-from stages.ppo.train import kl_penalized_rewards, ppo_epochs, rollout, with_advantages
+from stages.ppo.train import Texts, kl_penalized_rewards, ppo_epochs, rollout, with_advantages
 
 
 def main() -> None:
@@ -34,12 +36,14 @@ def main() -> None:
         num_ppo_epochs=case.num_ppo_epochs,
         kl_coef=case.kl_coef,
         seed=case.seed,
-        ptx_coef=0.0,  # TRL's PPOTrainer mixes no texts in
+        ptx_coef=case.ptx_coef,
     )
     models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
     learner.set_rates(1.0, 1.0)
     batches = case.batches(encode_prompts(models.tokenizer, case.prompts))  # encoded once, as in the stage
+    encoded = encode_texts(models.policy, models.tokenizer, load("ppo", options.ptx_texts, "texts"))
+    texts = endless_batches(split_texts(encoded)[0], options.ptx_batch_size, case.seed, skip=0)
     line.ready()
     while True:
         request = line.wait()
@@ -50,7 +54,7 @@ def main() -> None:
         prompts = next(batches)
         started, cpu = time.perf_counter(), time.process_time()
         if request == "update":
-            lengths = update(models, learner, prompts, options)
+            lengths = update(models, learner, prompts, options, texts)
         else:
             lengths = {"sample": sample, "generate": generate}[request](models, prompts, case)
         line.answer(
@@ -61,14 +65,16 @@ def main() -> None:
         )
 
 
-def update(models: Models, learner: Learner, prompts: list[EncodedPrompt], options: PPOOptions) -> list[int]:
+def update(
+    models: Models, learner: Learner, prompts: list[EncodedPrompt], options: PPOOptions, texts: Texts
+) -> list[int]:
     """An iteration, with its metrics and the copy of the weights that the stage keeps: the responses' lengths, B."""
     trajectories = rollout(models, prompts, options, learner.generator)
     rewards = kl_penalized_rewards(trajectories, options, learner.kl_coef)
     batch = with_advantages(trajectories, rewards, options)
     metrics.rollout_metrics(batch, options, learner.kl_coef)
     deepcopy(models.policy.state_dict())
-    ppo_epochs(models, learner.optimizers, batch, options, learner.generator, iter(()))
+    ppo_epochs(models, learner.optimizers, batch, options, learner.generator, texts)
     return [len(ids) for ids in batch.response_ids]
 
 

@@ -43,6 +43,7 @@ class Case:
     value_learning_rate: float = 1e-7  # here; TRL has one rate for both models
     num_ppo_epochs: int = 1
     kl_coef: float = 0.02
+    ptx_coef: float = 0.0  # here; TRL's PPOTrainer mixes no texts in
     responses_per_prompt: int = 1
     seed: int = 0
     local_rollout_forward_batch_size: int = 0  # TRL's; 0: all episodes at once, its fastest on a CPU

@@ -1,10 +1,7 @@
-"""Model cards: README.md beside each checkpoint, which says what it is, what it was made from, and what it cannot do."""
+"""Model cards: README.md in each checkpoint, which says what it is, what it was made from, and what it cannot do."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
-
-from huggingface_hub import ModelCardData
 
 from rlhf_mini.core.files import is_number
 
@@ -17,16 +14,17 @@ WHAT = {
 }
 LIMITS = {
     "sft": "It imitates its demonstrations, their mistakes too, and states what it does not know.",
-    "rm": "Its score says what the labelers of its rankings preferred, on prompts like theirs. It is no measure of truth, "
-    "and a policy that is trained against it for too long gets high scores for bad responses.",
+    "rm": "Its score says what the labelers of its rankings preferred, on prompts like theirs. It is no measure of "
+    "truth, and a policy that is trained against it for too long gets high scores for bad responses.",
     "ppo": "It learned what its reward model scores high, which is not the same as what is right or harmless.",
 }
 DATA = ("base", "demonstrations", "ptx_texts", "rankings", "prompts", "init", "labelers", "reward")
-LOADED_BY = {"rm": "load_reward_model(Path({folder!r}))  # rlhf_mini.models.scoring", "judge": ""}
 
 
 def card(info: Mapping[str, Any], adapter: bool) -> str:
     """The card of the checkpoint with this stage.json."""
+    from huggingface_hub import ModelCardData  # takes a while, for which --help should not wait
+
     stage, options = info["stage"], info["options"]
     head = ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -55,9 +53,9 @@ def card(info: Mapping[str, Any], adapter: bool) -> str:
 
 
 def rows(name: str, value: Any) -> list[str]:
-    """A table row of a number, and of an estimate with its interval."""
+    """A table row of a number, or of a share with its 95 % interval."""
     if is_number(value):
         return [f"| {name} | {value:.4g} |"]
-    if isinstance(value, Mapping) and is_number(value.get("share")):
-        return [f"| {name} | {value['share']:.4g} |"]
-    return [f"| {name} | {json.dumps(value)} |"] if isinstance(value, str) else []
+    if isinstance(value, Mapping) and all(is_number(value.get(key)) for key in ("share", "low", "high")):
+        return [f"| {name} | {value['share']:.3f} ({value['low']:.3f} to {value['high']:.3f}) |"]
+    return []

@@ -34,12 +34,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import rlhf_mini
+from rlhf_mini.core.cards import card
 from rlhf_mini.core.console import RANK, WORLD_SIZE, UserError, printable
 from rlhf_mini.core.files import damaged, is_number, parse_object, plain, read_json, read_text, sha256
 
 FORMAT = 1  # of stage.json; increase it when older code would misread it
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"  # of LoRA (models/adapters.py), in place of all weights
+EDITED = (".jsonl", ".md")  # by people
 SHIPPED = ("base", "judge")  # in data, for all runs
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers")
 
@@ -120,7 +122,7 @@ def save_checkpoint(
 ) -> None:
     """Saves model and tokenizer with `save_pretrained`, and then stage.json, which marks the checkpoint as complete.
 
-    The checksums in stage.json cover every file except *.jsonl, which people may open and edit.
+    The checksums in stage.json cover every file except *.jsonl and README.md, which people may open and edit.
 
     Args:
         folder: what `writing` yields.
@@ -136,7 +138,7 @@ def save_checkpoint(
     if RANK > 0:
         return
     _save_tokenizer(folder, tokenizer, generates=model.can_generate())
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".jsonl"]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in EDITED]
     info = {
         "format": FORMAT,
         "stage": stage,
@@ -153,6 +155,7 @@ def save_checkpoint(
         **({"made_from": dict(made_from)} if made_from else {}),
         **({"stopped": stopped} if stopped else {}),
     }
+    (folder / "README.md").write_text(card(info, adapter=(folder / ADAPTER).is_file()), encoding="utf-8")
     (folder / "stage.json").write_text(json.dumps(plain(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

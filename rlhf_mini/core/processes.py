@@ -8,8 +8,8 @@ what comes of it is put together again, so that N processes do what one would do
     backward(loss, parameters)                                     # gradients are summed over the processes
     responses = gather(mine, [respond(prompt) for prompt in mine.items])     # those of the whole batch
 
-Only the first process prints and writes (console.py, checkpoints.py). With FSDP (configs/accelerate/fsdp.yaml), each process keeps
-a part of the weights, gradients and optimizer states of what is trained; `full` puts a weight together.
+Only the first process prints and writes (console.py, checkpoints.py). With FSDP (configs/accelerate/fsdp.yaml), each
+process keeps a part of the weights, gradients and optimizer states of what is trained; `full` puts a weight together.
 """
 
 import atexit
