@@ -195,9 +195,10 @@ test: | $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What takes too long for `make test`: every lesson in a kernel of its own and the class's trainings, on a nano run that
-# they share; every bug of the museum, on random models; the live page and the class in a browser.
+# they share; every bug of the museum, on random models; the live page and the class in a browser; bfloat16, and FSDP.
 test-lessons: | $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom tests/museum tests/workshop tests/report $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m lessons tests/classroom tests/museum tests/workshop tests/report \
+	    tests/core tests/stages $(ARGS)
 
 nightly: | $(INSTALLED)
 	FUZZ=nightly KILLS=200 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile tests/test_fuzz.py \

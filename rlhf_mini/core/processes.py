@@ -185,6 +185,17 @@ def autocast(device: torch.device) -> Any:
     return nullcontext()
 
 
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Forward passes within the block are in float32, whatever `begin` was told."""
+    global _precision
+    before, _precision = _precision, "no"
+    try:
+        yield
+    finally:
+        _precision = before
+
+
 # --- weights in parts ------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import sha256
@@ -152,7 +153,7 @@ def check_rows(source: str, model: PreTrainedModel) -> None:
     """UserError if rows that lie end to end (forward.py) would not give what the model itself gives."""
     model.eval()
     rows = [[5, 6, 7, 8], [9, 8]]
-    with forward_pass(model) as forward:
+    with processes.in_float32(), forward_pass(model) as forward:
         together = forward(torch.tensor([token for row in rows for token in row]), Rows([len(row) for row in rows]))
     alone = torch.cat([model(torch.tensor([row])).logits[0] for row in rows])
     if not torch.allclose(together, alone, atol=TOLERANCE, rtol=TOLERANCE):

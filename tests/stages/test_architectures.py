@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from foreign import SHAPES, hh, make_model, make_tokenizer
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,9 +28,9 @@ from stages.sft.options import SFTOptions
 from stages.sft.train import train_sft
 
 
-def chain(folder: Path, base: Path, data: str) -> Path:
+def chain(folder: Path, base: Path, data: str, **more: Any) -> Path:
     """SFT, RM and PPO in a few steps."""
-    shared: dict[str, Any] = {"run": "x", "runs_dir": str(folder / "runs"), "save_steps": 0}
+    shared: dict[str, Any] = {"run": "x", "runs_dir": str(folder / "runs"), "save_steps": 0, **more}
     train_sft(SFTOptions(**shared, base=str(base), demonstrations=data, ptx_coef=0.0, batch_size=8, num_train_epochs=1,
                          show_every=0))  # fmt: skip
     train_rm(RMOptions(**shared, rankings=data, demonstrations=data, init="sft", validation="", content="",
@@ -59,6 +61,18 @@ def test_the_chain_of_an_architecture(tmp_path: Path, name: str, capsys: pytest.
     assert generate("Say", max_new_tokens=3)[0]["generated_text"].startswith("Say")
     assert AutoModelForSequenceClassification.from_pretrained(run / "rm").config.num_labels == 1
     assert json.loads((run / "rm" / "stage.json").read_text())["metrics"]["accuracy/rankings"]["pairs"] > 0
+
+
+@pytest.mark.lessons  # a minute where the processor has no bfloat16 instructions
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # the written-out forward pass, and the general one
+def test_bf16_computes_the_same_roughly_and_keeps_weights_in_float32(tmp_path: Path, name: str) -> None:
+    base, data = make_model(tmp_path / "model", name), hh(tmp_path)
+    runs = [chain(tmp_path / precision, base, data, precision=precision) for precision in ("no", "bf16")]
+    for stage, key in (("sft", "validation_loss"), ("rm", "reward_mean"), ("ppo", "validation/sft_text_loss")):
+        exact, rough = (json.loads((run / stage / "stage.json").read_text())["metrics"][key] for run in runs)
+        assert exact != rough and exact == pytest.approx(rough, abs=0.05)
+        weights = load_file(runs[1] / stage / "model.safetensors")
+        assert all(weight.dtype == torch.float32 for weight in weights.values())
 
 
 def tree(n: int) -> dict[str, Any]:
