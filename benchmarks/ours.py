@@ -16,11 +16,14 @@ from rlhf_mini.data.load import load
 from rlhf_mini.models import sampling
 from rlhf_mini.models.text import EncodedPrompt, encode_prompts, encode_texts, split_texts
 from rlhf_mini.training.batches import endless_batches
+from rlhf_mini.training.schedule import warmup_cosine
 from stages.ppo import metrics
 from stages.ppo.models import Models, load_models
 from stages.ppo.options import PPOOptions
 from stages.ppo.run import Learner
 from stages.ppo.train import Texts, kl_penalized_rewards, ppo_epochs, rollout, with_advantages
+
+WARMUP = 3  # updates of the policy, where rates fall
 
 
 def main() -> None:
@@ -41,6 +44,7 @@ def main() -> None:
     models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
     learner.set_rates(1.0, 1.0)
+    updates = 0
     batches = case.batches(encode_prompts(models.tokenizer, case.prompts))  # encoded once, as in the stage
     encoded = encode_texts(models.policy, models.tokenizer, load("ppo", options.ptx_texts, "texts"))
     texts = endless_batches(split_texts(encoded)[0], options.ptx_batch_size, case.seed, skip=0)
@@ -54,6 +58,12 @@ def main() -> None:
         prompts = next(batches)
         started, cpu = time.perf_counter(), time.process_time()
         if request == "update":
+            updates += 1
+            if case.updates:
+                learner.set_rates(
+                    policy=warmup_cosine(updates - 1, case.updates - 1, WARMUP),
+                    value_model=warmup_cosine(updates - 1, case.updates - 1, 0),
+                )
             lengths = update(models, learner, prompts, options, texts)
         else:
             lengths = {"sample": sample, "generate": generate}[request](models, prompts, case)

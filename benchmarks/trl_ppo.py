@@ -95,7 +95,7 @@ def main() -> None:
             args=PPOConfig(
                 output_dir=folder,
                 **TRL_ON_A_CPU,
-                total_episodes=case.episodes * 1_000_000,  # bench.py ends it
+                total_episodes=case.episodes * (case.updates + 1 if case.updates else 1_000_000),  # bench.py ends it
                 # Minibatches of 16 with a step each. With gradient accumulation, TRL would step once an epoch.
                 per_device_train_batch_size=case.episodes,
                 gradient_accumulation_steps=1,
@@ -104,7 +104,7 @@ def main() -> None:
                 seed=case.seed,
                 local_rollout_forward_batch_size=case.local_rollout_forward_batch_size or case.episodes,
                 learning_rate=case.learning_rate,
-                lr_scheduler_type="constant",
+                lr_scheduler_type="linear" if case.updates else "constant",  # linear is TRL's default
                 response_length=case.max_new_tokens,
                 temperature=case.temperature,
                 stop_token="eos",

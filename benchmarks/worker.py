@@ -44,6 +44,7 @@ class Case:
     num_ppo_epochs: int = 1
     kl_coef: float = 0.02
     ptx_coef: float = 0.0  # here; TRL's PPOTrainer mixes no texts in
+    updates: int = 0  # after which learning rates have fallen, as each side lets them fall; 0: they are constant
     responses_per_prompt: int = 1
     seed: int = 0
     local_rollout_forward_batch_size: int = 0  # TRL's; 0: all episodes at once, its fastest on a CPU
