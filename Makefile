@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help $(STAGES) compare evaluate overopt report chat doctor museum seeds ablations settings base data bench \
-    parity mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank class class-train
+    parity scale mutants test test-lessons nightly lint clean lessons lesson check-lesson bands rank class class-train
 # One target at a time even under -j: each stage needs the one before it, and torch uses all cores by itself.
 .NOTPARALLEL:
 # Ctrl-C must not delete stage.json: the stages write their checkpoints atomically.
@@ -60,6 +60,7 @@ help:
 	@echo '  make ablations         retrain the reward model with one thing changed at a time        15-25 min, 1 GB'
 	@echo '  make settings          retrain PPO with one option changed at a time, 3 seeds           60-90 min, 1 GB'
 	@echo '  make bench             compare speed and memory of PPO with those of TRL 1.12.0         5-10 min, 2 GB'
+	@echo '  make scale             cost by parameters, length and episodes, on one thread           5-15 min, 3 GB'
 	@echo '  make parity            record tensors of TRL 1.12.0 as test data                        0.5 min, 0.5 GB'
 	@echo '  make mutants           change the code at random and see whether tests notice           5-10 min, 0.5 GB'
 	@echo '  make test              run all tests                                                    4-7 min, 1.5 GB'
@@ -187,6 +188,11 @@ bench: .trl-1.12/.installed | $(OUT)/rm/stage.json
 
 parity: .trl-1.12/.installed
 	PYTHONPATH=.trl-1.12 $(PY) -m benchmarks.parity $(ARGS)
+
+# --- cost by size ---
+# On one thread, so that sizes are compared and not how well they use several.
+scale: | $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.scale $(ARGS)
 
 # --- development ---
 # Test files run in parallel, one process a file, so that a file's fixtures are built once. By default the files with the

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks import bench, cases, floor, mutants, settings
+from benchmarks import bench, cases, floor, memory, mutants, scale, settings
 from benchmarks.cases import never_ending
 from benchmarks.worker import Case
 from rlhf_mini.core.checkpoints import Checkpoint
@@ -21,7 +21,7 @@ from rlhf_mini.core.examples import Messages, read_prompts
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.evaluation.responses import Sampling, gold_of, load_stage
-from rlhf_mini.models import sampling
+from rlhf_mini.models import sampling, scoring
 from rlhf_mini.models.text import encode_prompts
 from rlhf_mini.world.references import score
 
@@ -133,6 +133,82 @@ def test_settings_are_compared_run_by_run(nano_run: CompareOptions, monkeypatch:
     assert trained.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="r-ppo-again is of other options or another r: delete it"):
         settings.train("r", "again", tiny | dict(kl_coef=0.5), nano_run.runs_dir)
+
+
+# --- scale -----------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for size in scale.SHAPES:
+        config = scale.Case("ppo", size).config
+        with torch.device("meta"):
+            number = sum(each.numel() for each in GPT2LMHeadModel(config).parameters())
+        assert memory.parameters(config) == number == pytest.approx(float(size.split()[0]) * 1e6, rel=0.08)
+    assert memory.parameters(GPT2Config()) == 124_439_808  # GPT-2 small
+
+
+def test_memory_by_hand() -> None:
+    size = 4 * ((10 + 16 + 2) * 4 + 12 * 4 * 4 + 13 * 4)
+    parts = memory.ppo_memory(TINY, prompt=2, response=3, episodes=8, minibatch=2)
+    assert (parts["weights"], parts["optimizer"]) == (6 * size, 6 * size)
+    assert parts["rollout"] == 2 * (2 * 4 * 8 * 5 * 4)  # two copies of keys and values of width 4, of 8 rows of 5
+    # of 10 tokens 9 x 4 floats, of the 6 predicted ones 23 x 4 (gelu_new) and 2 x 4 at the end
+    assert parts["value_model"] == 4 * (10 * 36 + 6 * 92 + 6 * 8)
+    assert parts["policy"] == parts["value_model"] + 4 * (6 * 10) + 3 * 4 * (6 * 10)  # and the words
+    both = 12 * size + parts["policy"] + parts["value_model"]
+    assert memory.ppo_peak(parts) == both == memory.ppo_peak(parts, at_once=False) + parts["value_model"]
+    assert memory.ppo_peak(parts | {"rollout": 1e6}) == 12 * size + 1e6
+    assert memory.rm_peak(TINY, tokens=5, rows=2) == 6 * size + 4 * (10 * 36 + 2 * 92 + 2 * 8)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_against_torch(activation: str, bf16: bool) -> None:
+    config = GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=500, n_positions=64, activation_function=activation)
+    model = GPT2LMHeadModel(config).eval()
+    own = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.shape[0] > 64:  # not weights, nor their copies in bfloat16
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    prompts, responses = [[5] * 20] * 80, [[6] * 12] * 80
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        scoring.response_logprobs(model, prompts, responses, bucket_size=80)
+    counted = memory.activations(config, 80 * 32, 80 * 12, 500, bf16)
+    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(counted, rel=0.03)
+
+
+def test_a_small_case_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(scale, "REPETITIONS", 1)
+    for case in (scale.Case("ppo", "0.1 M", 16, 4), scale.Case("sft", "0.1 M"), scale.Case("rm", "0.1 M")):
+        found = scale.measure(case, torch.get_num_threads())
+        assert found["seconds"] > 0 and found["times_the_floor"] > 1 and found["parameters"] == 98_400
+
+
+def test_the_slope_is_a_power() -> None:
+    measured = [{"parameters": number, "seconds": 3 * number**0.9} for number in (1e5, 1e6, 3e7)]
+    assert scale.slope(measured) == pytest.approx(0.9)
+
+
+def test_what_the_presets_say_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their comments name a GPU's memory for the preset as it is, and for small batches."""
+    monkeypatch.chdir(ROOT)
+    found = scale.presets(1e-11)
+    for name in scale.PRESETS:
+        comment = (ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8")
+        sizes = [int(size) for size in re.findall(r"(\d+) GB", comment)]
+        needed = [max(each["gb"]["ppo"][0], each["gb"]["rm"][0]) for each in found if each["preset"] == name]
+        assert len(sizes) == len(needed) == 2 and all(a < b for a, b in zip(needed, sizes, strict=True)), name
+        assert sizes[1] < needed[0]  # small batches are needed there
 
 
 # --- mutants ---------------------------------------------------------------------------------------------------------

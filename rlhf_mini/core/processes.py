@@ -32,7 +32,7 @@ from rlhf_mini.core.console import RANK, WORLD_SIZE, UserError
 T = TypeVar("T")
 Precision = Literal["no", "bf16"]
 
-
+_device = torch.device("cpu")
 _precision: Precision = "no"
 
 
@@ -46,7 +46,7 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
     Raises:
         UserError: the launcher is set up for what is not supported here.
     """
-    global _precision
+    global _precision, _device
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(
             "DeepSpeed is not supported: configs/accelerate/fsdp.yaml divides weights and optimizer states the same way"
@@ -54,12 +54,21 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
     _precision = precision
     if WORLD_SIZE == 1:
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-        return accelerator or torch.device("cpu")
+        _device = accelerator or torch.device("cpu")
+        return _device
     if not PartialState._shared_state:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads weights in one process only
         atexit.register(lambda: torch.distributed.destroy_process_group())
-    own: torch.device = PartialState(cpu=device == "cpu").device
-    return own
+    _device = PartialState(cpu=device == "cpu").device
+    return _device
+
+
+def may_thread() -> bool:
+    """Whether several threads may run models at once: on the CPU, if there are no processes to keep in step with.
+
+    Not with bf16: autocast is a state of the thread.
+    """
+    return WORLD_SIZE == 1 and _device.type == "cpu" and _precision == "no"
 
 
 def number() -> int:

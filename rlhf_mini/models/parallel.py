@@ -22,8 +22,7 @@ def in_parallel(*tasks: Callable[[], T]) -> list[T]:
     The numbers do not depend on which task finishes first; their last digits depend on the number of threads.
     """
     threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    # Processes meet in an order that all must keep; and autocast, like gradients, is kept by thread.
-    workers = min(len(tasks), threads) if processes.number() == 1 and not torch.is_autocast_enabled("cpu") else 1
+    workers = min(len(tasks), threads) if processes.may_thread() else 1
     if workers <= 1:
         return [task() for task in tasks]
 
