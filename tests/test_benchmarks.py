@@ -12,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks import bench, cases, floor, memory, mutants, scale, settings
+from benchmarks import bench, cases, floor, gold, memory, mutants, scale, settings
 from benchmarks.cases import never_ending
+from benchmarks.processes import Worker
 from benchmarks.worker import Case
 from rlhf_mini.core.checkpoints import Checkpoint
 from rlhf_mini.core.console import UserError
@@ -265,3 +266,39 @@ def test_a_mutant_is_killed_in_a_copy(tmp_path: Path) -> None:
 def test_a_file_without_tests_is_refused() -> None:
     with pytest.raises(UserError, match=r"stages/ppo/train\.py has no tests in TESTS"):
         mutants.MutantsOptions(files="stages/ppo/train.py")
+
+
+def test_a_gold_is_reached_by_two_measurements_together() -> None:
+    points = [gold.Point(256 * n, 10.0 * n, value) for n, value in enumerate((0.6, 0.75, 0.6, 0.71, 0.73, 0.5))]
+    assert gold.reached(points, 0.72) == points[4] and gold.reached(points, 0.67) == points[1]
+    assert gold.reached(points, 0.8) is None and gold.reached(points[:1], 0.1) is None
+    found = [{"side": side, "points": [point._replace(seconds=factor * point.seconds) for point in points]}
+             for side, factor in (("ours", 1), ("trl", 3))]  # fmt: skip
+    assert gold.table(found, [0.72]).columns[3].header == "times as long"
+        "ours: s, episodes",
+        "TRL: s, episodes",
+    ]
+    cells = [list(column.cells) for column in gold.table(found, [0.72, 0.9]).columns]
+    assert cells == [["0.72", "0.90"], ["40, 1,024 (1 of 1 seeds)", "never (best 0.750)"],
+                     ["120, 1,024 (1 of 1 seeds)", "never (best 0.750)"], ["3.0", ""]]  # fmt: skip
+
+
+def test_the_worker_trains_with_its_settings_and_saves(nano_run: CompareOptions, tmp_path: Path) -> None:
+    case = gold.case_of(
+        nano_run.run_dir,
+        dict(episodes=8, minibatch_size=8, max_new_tokens=4, learning_rate=1e-2, value_learning_rate=1e-2, updates=2),
+        nano_run.split,
+        seed=1,
+    )
+    case.write(tmp_path / "case.json")
+    worker = Worker("benchmarks.ours", tmp_path / "case.json", threads=1)
+    try:
+        worker.read()
+        assert worker.ask("update")["seconds"] > 0
+        worker.ask(f"save {tmp_path}/policy")
+    finally:
+        worker.stop()
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (case.sft, tmp_path / "policy"))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    examples = read_prompts(nano_run.split)
+    assert 0 <= gold.gold(str(tmp_path / "policy"), case.sft, examples) <= 1
