@@ -123,10 +123,8 @@ def table(found: Sequence[dict[str, Any]], targets: Sequence[float]) -> Table:
             curves = [one["points"] for one in found if one["side"] == side]
             at = [point for points in curves if (point := reached(points, target))]
             if at:
-                means[side] = mean(point.seconds for point in at)
-                cells.append(
-                    f"{means[side]:,.0f}, {mean(point.episodes for point in at):,.0f} ({len(at)} of {len(curves)} seeds)"
-                )
+                means[side], episodes = mean(point.seconds for point in at), mean(point.episodes for point in at)
+                cells.append(f"{means[side]:,.0f}, {episodes:,.0f} ({len(at)} of {len(curves)} seeds)")
             else:
                 cells.append(f"never (best {max(point.gold for points in curves for point in points):.3f})")
         ratio = f"{means['trl'] / means['ours']:.1f}" if len(means) == len(SIDES) else ""
