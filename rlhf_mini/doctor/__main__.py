@@ -74,7 +74,7 @@ def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
         check_parent("ppo", ppo, "sft", run_dir),
         check_parent("ppo", ppo, "rm", run_dir) if uses_rm else None,
         checks.first_kl(kl),
-        checks.first_ratio(ppo.series("policy/first_ratio_error")),
+        checks.first_ratio(ppo.series("policy/first_ratio_error"), ppo.option("precision", "no")),
         checks.sampling(sampled, of_distributions),
         checks.kl_sign(kl),
         checks.kl_size(kl, ppo.option("max_kl", 0.0)),

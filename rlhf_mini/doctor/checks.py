@@ -30,6 +30,7 @@ MIN_KL_REACHED = 1e-3  # nats; a policy that stays this close to SFT has learned
 ENTROPY_LOW, ENTROPY_COLLAPSED = 0.3, 0.1  # entropy per token / that of the first iteration: 0.50 to 0.64
 EOS_LOW, EOS_MISSING = 0.9, 0.5  # share of responses that end with eos: at least 0.96
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 1 / 3, 1.5  # response length / that of the first iteration: 0.9 to 1.0
+MAX_RATIO_ERROR_BF16 = 0.3  # bfloat16 has steps of 1/16 between logits of 8 and 16
 MAX_RATIO_ERROR = 1e-3  # |ratio - 1| in the first minibatch, which only rounding explains: at most 3e-5
 MAX_SURPRISE_ERROR = 0.1  # |mean -log p of the samples / entropy - 1|, which only chance explains: at most 0.02
 MIN_EXPLAINED = 0.1  # explained variance, median of the second half; a constant value explains 0: at least 0.88
@@ -260,14 +261,15 @@ def kl_controller(kl_coefs: Sequence[float], kl: Sequence[float], kl_target: flo
 # --- PPO: other metrics, one value an iteration ----------------------------------------------------------------------
 
 
-def first_ratio(errors: Sequence[float]) -> Finding | None:
-    """`errors`: |ratio - 1| in the first minibatch of each iteration."""
+def first_ratio(errors: Sequence[float], precision: str = "no") -> Finding | None:
+    """`errors`: |ratio - 1| in the first minibatch of each iteration; `precision` is PPO's option."""
     if not errors:
         return None
-    measured = f"{max(errors):.1g} away from 1 in a first minibatch (at most {MAX_RATIO_ERROR:g})"
+    limit = MAX_RATIO_ERROR_BF16 if precision == "bf16" else MAX_RATIO_ERROR
+    measured = f"{max(errors):.1g} away from 1 in a first minibatch (at most {limit:g})"
     problem = "the update computes different log-probabilities than the rollout recorded"
     advice = "no dropout (eval mode); the same --temperature, positions and padding in both passes"
-    return verdict("ratio", measured, problem, advice, fail=max(errors) > MAX_RATIO_ERROR)
+    return verdict("ratio", measured, problem, advice, fail=max(errors) > limit)
 
 
 def sampling(sampled: Sequence[float], expected: Sequence[float]) -> Finding | None:

@@ -478,3 +478,11 @@ def test_a_damaged_file_is_one_sentence(run: Path, file: str, content: str, sent
 def test_metrics_of_other_types_are_not_measured(run: Path) -> None:
     (run / "rm" / "metrics.jsonl").write_text('{"step": "x", "accuracy": true, "learning_rate": 1e999}\n' * 9)
     assert "0 steps" in doctor(run)["rm"]
+
+
+def test_bfloat16_may_round_more() -> None:
+    errors = [0.0, 0.03]
+    exact, rough = checks.first_ratio(errors), checks.first_ratio(errors, "bf16")
+    assert exact and exact.level == "fail" and rough and rough.level == "pass"
+    lost = checks.first_ratio([2.0], "bf16")
+    assert lost and lost.level == "fail"
