@@ -1,6 +1,6 @@
 """A data file that is larger than the memory one would like to spend on it.
 
-    python -m benchmarks.large --gigabytes 2      # 20 minutes, and 6 GB of disk
+    python -m benchmarks.large --gigabytes 2      # most of an hour, and 8 GB of disk
 
 Writes JSON lines in the Alpaca format, looks at them with `rlhf_mini.data inspect`, begins SFT on them, and prints the
 peak memory of both, beside that of the same commands on a file of 2 MB.
@@ -19,6 +19,8 @@ from rlhf_mini.core.console import UserError, console, run, track
 
 WORDS = [f"{start}{end}" for start in ("ki", "wi", "ta", "lo", "mu") for end in ("ra", "n", "sta", "l")]
 
+RECORD = 340  # bytes
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -32,7 +34,7 @@ def main() -> None:
             path = folder / f"{size / 1e6:.0f}MB.jsonl"
             write(path, int(size))
             inspect = ["-m", "rlhf_mini.data", "inspect", str(path), "--examples", "0"]
-            share = 64 * 32 / max(1, path.stat().st_size / 400)  # 64 steps
+            share = 64 * 32 / (int(size) // RECORD)  # 64 steps
             sft = ["-m", "stages.sft", "--demonstrations", str(path), "--ptx_coef", "0", "--show_every", "0",
                    "--runs_dir", str(folder / "runs"), "--run", path.stem, "--save_steps", "0",
                    "--validation_share", "0.0001", "--num_train_epochs", str(share)]  # fmt: skip
@@ -42,10 +44,10 @@ def main() -> None:
 
 
 def write(path: Path, size: int) -> None:
-    """Records of about 400 bytes, no two of them alike."""
+    """Records of about RECORD bytes, no two of them alike."""
     rng = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
-        for number in track(range(size // 400), f"writing {path.name}"):
+        for number in track(range(size // RECORD), f"writing {path.name}"):
             text = " ".join(rng.choices(WORDS, k=60))
             file.write(json.dumps({"instruction": f"Say {number}.", "input": "", "output": text}) + "\n")
 

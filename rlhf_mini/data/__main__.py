@@ -8,9 +8,11 @@ rlhf_mini/data/formats.py lists the formats. "hh-rlhf:FILE" names one, which is 
 """
 
 import argparse
+import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,19 @@ def main() -> None:
 
 
 class Found:
-    """The examples of one kind: how many, and how long their prompts and responses are."""
+    """The examples of one kind: what each says, as a hash, and how long its prompt and responses are."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self.prompts, self.responses = array("q"), array("q")
+        self.hashes = array("Q")  # the texts would fill the memory
+        self.prompts, self.responses = array("I"), array("I")
         self.sizes: Counter[int] = Counter()
         """Of rankings: how many have K responses."""
         self.ties = 0
+
+    def repetitions(self) -> int:
+        """How many say the same as one before them."""
+        ordered = np.sort(self.hashes)  # np.unique would take up six times as much memory
+        return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def inspect(source: str, base: Path | None, examples: int, strict: bool) -> None:
@@ -68,6 +75,9 @@ def inspect(source: str, base: Path | None, examples: int, strict: bool) -> None
     console.print(f"{report.source}: format {report.format or 'unknown'}", style="bold", soft_wrap=True)
     console.print(f"{report.records:,} records: {report.used:,} used, {len(report.rejected):,} rejected")
     console.print(table(found, measure))
+    again = [f"{n:,} of {len(one.hashes):,} {kind}" for kind, one in found.items() if (n := one.repetitions())]
+    if again:
+        console.print(f"repetitions: {', '.join(again)}", soft_wrap=True)
     for item in shown:
         console.print(printable("\n".join(lines_of(item))), soft_wrap=True)
     for place, reason in report.rejected:
@@ -104,8 +114,15 @@ class Lengths:
         )
 
 
+def hash_of(example: Any) -> int:
+    """Of its prompt, responses and ranks; other keys, such as an id or a labeler, do not count."""
+    keys = ("prompt", "completion", "responses", "ranks")
+    said = example if isinstance(example, str) else [example.get(key) for key in keys]
+    return int.from_bytes(blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).digest(), "big")
+
+
 def count(found: Found, example: Any, measure: Lengths) -> None:
-    found.number += 1
+    found.hashes.append(hash_of(example))
     if isinstance(example, str):
         found.responses.append(measure.of_text(example))
         return
@@ -122,13 +139,13 @@ def table(found: dict[Kind, Found], measure: Lengths) -> Table:
     for column in out.columns[1:4]:
         column.justify = "right"
     for kind, one in found.items():
-        if one.number:
+        if one.hashes:
             notes = [f"K = {size}: {number:,}" for size, number in sorted(one.sizes.items())]
             notes += [f"with ties: {one.ties:,}"] if one.ties else []
             if measure.context and one.prompts:
                 room = sum(length > measure.context for length in one.prompts)
                 notes += [f"prompts over the context of {measure.context:,}: {room:,}"]
-            out.add_row(kind, f"{one.number:,}", spread(one.prompts), spread(one.responses), "\n".join(notes))
+            out.add_row(kind, f"{len(one.hashes):,}", spread(one.prompts), spread(one.responses), "\n".join(notes))
     return out
 
 
@@ -136,7 +153,7 @@ def spread(lengths: "array[int]") -> str:
     """Median, 95th percentile and maximum."""
     if not lengths:
         return ""
-    return " / ".join(f"{each:,.0f}" for each in np.percentile(np.frombuffer(lengths, np.int64), [50, 95, 100]))
+    return " / ".join(f"{each:,.0f}" for each in np.percentile(np.frombuffer(lengths, np.uintc), [50, 95, 100]))
 
 
 def lines_of(item: Item | Text) -> Iterator[str]:

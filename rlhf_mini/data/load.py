@@ -4,11 +4,12 @@
     # sft: alpaca_data.json is in the format alpaca: 52,002 demonstrations
 
 A record is used, or it is rejected with its place and the reason. Examples that would take up much memory are on the
-disk instead, in a file that is mapped into memory and vanishes with them.
+disk instead, in a file that vanishes with them.
 """
 
 import json
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -27,7 +28,6 @@ T = TypeVar("T")
 Kind = Literal["demonstrations", "rankings", "prompts", "texts"]
 LOOKED_AT = 100  # records by which a format is recognised
 IN_MEMORY = 64_000_000  # characters of JSON; examples beyond that are on the disk
-AT_ONCE = 1000
 OWN = {"prompt-completion", "ranking", "prompt", "text"}  # formats of which nobody needs to be told
 
 
@@ -233,38 +233,34 @@ def collected(examples: Iterable[T], make: Callable[..., T] | None = None) -> Se
 
 
 class OnDisk(Sequence[T]):
-    """Examples in an Arrow file that is mapped into memory: reading one takes a tenth of a millisecond."""
+    """Examples as JSON in a file, and in memory where each begins: reading one takes 20 microseconds.
+
+    The file is not mapped into memory, where all of it would count as the process's after one pass over the examples.
+    """
 
     def __init__(self, examples: Iterable[T], make: Callable[..., T] | None = None) -> None:
-        from datasets import Dataset, Features, Value
-        from datasets.arrow_writer import ArrowWriter
-
-        self._folder = tempfile.TemporaryDirectory(prefix="rlhf_mini-")  # removed with this object
-        path = str(Path(self._folder.name) / "examples.arrow")
-        with ArrowWriter(path=path, features=Features({"json": Value("large_string")})) as writer:
-            for example in track(examples, "reading a large file"):
-                writer.write({"json": json.dumps(example, ensure_ascii=False)})
-            writer.finalize()
-        self._rows, self._make = Dataset.from_file(path), make
+        self._file = tempfile.TemporaryFile(prefix="rlhf_mini-")  # noqa: SIM115 (removed with this object)
+        self._starts, self._make = array("q", [0]), make
+        for example in track(examples, "reading a large file"):
+            line = json.dumps(example, ensure_ascii=False).encode()
+            self._file.write(line)
+            self._starts.append(self._starts[-1] + len(line))
+        self._file.flush()  # a full disk is noticed here
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._starts) - 1
 
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[T]: ...
     def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        return self._parsed(self._rows[index]["json"])
-
-    def __iter__(self) -> Iterator[T]:
-        for rows in self._rows.iter(AT_ONCE):  # a tenth of the time that one by one takes
-            yield from map(self._parsed, rows["json"])
-
-    def _parsed(self, text: str) -> Any:
-        example = json.loads(text)
+        where = range(len(self))[index]
+        if isinstance(where, range):
+            return [self[each] for each in where]
+        start, end = self._starts[where : where + 2]
+        self._file.seek(start)
+        example = json.loads(self._file.read(end - start))
         return self._make(*example) if self._make else example
 
 

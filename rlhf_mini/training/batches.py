@@ -31,15 +31,15 @@ def length_bucketed_batches(lengths: Sequence[int], batch_size: int, steps: int,
     return list(islice(passes(), steps))
 
 
-def one_pass(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+def one_pass(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Batches that hold each example once. They are in random order; one that is not full comes last."""
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches: list[list[int]] = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = sorted(order[start : start + POOL * batch_size], key=lambda index: lengths[index])
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    last = [batches.pop()] if len(batches[-1]) < batch_size else []
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()] + last
+    order = torch.randperm(len(lengths), generator=generator)  # a tensor: lists of millions of ints fill the memory
+    for pool in order.split(POOL * batch_size):
+        pool[:] = torch.tensor(sorted(pool.tolist(), key=lambda index: lengths[index]))
+    full = len(order) // batch_size
+    for index in [*torch.randperm(full, generator=generator).tolist(), full]:
+        if batch := order[index * batch_size : (index + 1) * batch_size].tolist():
+            yield batch
 
 
 def endless_batches(items: Sequence[T], size: int, seed: int, skip: int) -> Iterator[list[T]]:

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf_mini.core.console import UserError, console
+from rlhf_mini.data.__main__ import inspect
 from rlhf_mini.data.load import Kind, Report, examples_of, load
 from rlhf_mini.data.records import MAX_RECORD, Broken, read_records
 
@@ -287,7 +289,7 @@ def test_a_data_set_that_is_not_in_the_cache_is_one_sentence() -> None:
 def test_many_examples_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlhf_mini.data import load as module
 
-    path = write(tmp_path / "f.jsonl", [{"prompt": f"Q{n}", "completion": "a"} for n in range(100)])
+    path = write(tmp_path / "f.jsonl", [{"prompt": f"{n}: ä?", "completion": "é"} for n in range(100)])
     in_memory = load("sft", path, "demonstrations")
     monkeypatch.setattr(module, "IN_MEMORY", 1000)
     with console.capture():
@@ -296,3 +298,43 @@ def test_many_examples_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert on_disk[-1] == in_memory[-1] and len(on_disk) == 100
     with pytest.raises(IndexError):
         on_disk[100]
+
+
+# --- inspect ---------------------------------------------------------------------------------------------------------
+
+ONE = {"prompt": user("Q"), "responses": ["a", "b"], "ranks": [1, 2]}
+
+
+def repetitions(folder: Path, records: list[Any]) -> list[str]:
+    """What `inspect` says of them: [] if there are none."""
+    with console.capture() as said:
+        inspect(write(folder / "f.jsonl", records), base=None, examples=0, strict=False)
+    return re.findall(r"^repetitions: (.+)$", said.get(), re.MULTILINE)
+
+
+def test_repetitions_are_counted_and_used(tmp_path: Path) -> None:
+    others = [{"completion": "a", "prompt": [{"content": "Q", "role": "user"}]}, {"prompt": "R", "completion": "a"}]
+    said = repetitions(tmp_path, [{"prompt": "Q", "completion": "a"}] * 1203 + others)
+    assert said == ["1,203 of 1,205 demonstrations, 1,203 of 1,205 prompts"]
+    assert len(load("sft", str(tmp_path / "f.jsonl"), "demonstrations")) == 1205
+    assert repetitions(tmp_path, [{"text": "Once."}, {"text": "Once."}]) == ["1 of 2 texts"]
+
+
+def test_ids_and_labelers_do_not_count(tmp_path: Path) -> None:
+    again = [{**ONE, "labeler": name, "id": n} for n, name in enumerate(["ana", "ben", "ana"])]
+    assert repetitions(tmp_path, again) == ["2 of 3 demonstrations, 2 of 3 rankings, 2 of 3 prompts"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"responses": ["a", "B"]}, {"responses": ["a", "b "]}, {"responses": ["b", "a"], "ranks": [2, 1]},
+     {"ranks": [1, 1]}, {"responses": ["a", "b", "c"], "ranks": [1, 2, 3]}],
+)  # fmt: skip
+def test_almost_the_same_ranking_is_no_repetition(tmp_path: Path, other: dict[str, Any]) -> None:
+    """But its prompt is one, and its best response to it."""
+    assert repetitions(tmp_path, [ONE, ONE | other]) == ["1 of 2 demonstrations, 1 of 2 prompts"]
+
+
+def test_no_repetitions_are_not_mentioned(tmp_path: Path) -> None:
+    assert repetitions(tmp_path, [ONE, ONE | {"prompt": "q"}, ONE | {"prompt": user("Q", "a", "Q")}]) == []
+    assert repetitions(tmp_path, [{"text": "Once."}, {"text": "Once"}, {"text": "once."}]) == []
