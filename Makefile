@@ -59,7 +59,7 @@ help:
 	@echo '  make data              rebuild demonstrations and prompts from data/knowledge           5 s, 0.3 GB'
 	@echo '  make ablations         retrain the reward model with one thing changed at a time        15-25 min, 1 GB'
 	@echo '  make settings          retrain PPO with one option changed at a time, 3 seeds           60-90 min, 1 GB'
-	@echo '  make bench             compare speed and memory of PPO with those of TRL 1.12.0         5-10 min, 2 GB'
+	@echo '  make bench             compare speed, memory, time to a gold with those of TRL 1.12.0   25-45 min, 2 GB'
 	@echo '  make scale             cost by parameters, length and episodes, on one thread           5-15 min, 3 GB'
 	@echo '  make parity            record tensors of TRL 1.12.0 as test data                        0.5 min, 0.5 GB'
 	@echo '  make mutants           change the code at random and see whether tests notice           5-10 min, 0.5 GB'
@@ -185,6 +185,7 @@ data: | $(INSTALLED)
 
 bench: .trl-1.12/.installed | $(OUT)/rm/stage.json
 	$(PY) -m benchmarks.bench --run $(RUN) $(ARGS)
+	$(PY) -m benchmarks.gold --run_dir $(OUT) --out $(OUT)/gold.json
 
 parity: .trl-1.12/.installed
 	PYTHONPATH=.trl-1.12 $(PY) -m benchmarks.parity $(ARGS)

@@ -52,13 +52,17 @@ TRIED: dict[str, list[Settings]] = {
     "ours": [BEGIN["ours"] | change for change in (
         {}, dict(updates=20), dict(learning_rate=5e-4, updates=20), dict(learning_rate=1.5e-4),
         dict(learning_rate=1e-4, value_learning_rate=3e-4, ptx_coef=0.0, minibatch_size=16),
-        dict(learning_rate=1.5e-4, ptx_coef=0.1, minibatch_size=16), dict(kl_coef=0.05),
+        dict(learning_rate=1e-4, updates=40),
     )],
     "trl": [BEGIN["trl"] | change for change in (
-        {}, dict(updates=50), dict(learning_rate=2e-4), dict(minibatch_size=32), dict(num_ppo_epochs=2),
+        {}, dict(updates=50), dict(learning_rate=5e-5, updates=60),
+        dict(learning_rate=5e-5, episodes=64, num_ppo_epochs=2, updates=120),
     )],
 }  # fmt: skip
-BEST = {side: BEGIN[side] | dict(updates=60) for side in SIDES}
+BEST = {
+    "ours": BEGIN["ours"] | dict(learning_rate=1.5e-4, updates=45),
+    "trl": BEGIN["trl"] | dict(learning_rate=5e-5, updates=60),
+}
 
 
 class Point(NamedTuple):

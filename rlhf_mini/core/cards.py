@@ -18,6 +18,8 @@ LIMITS = {
     "truth, and a policy that is trained against it for too long gets high scores for bad responses.",
     "ppo": "It learned what its reward model scores high, which is not the same as what is right or harmless.",
 }
+# Metrics of PPO's last optimizer steps, which metrics.jsonl has, and which say nothing of the policy.
+OF_THE_UPDATE = ("loss/", "policy/", "value/", "learning_rate", "value_learning_rate", "episodes_per_second")
 DATA = ("base", "demonstrations", "ptx_texts", "rankings", "prompts", "init", "labelers", "reward")
 
 
@@ -53,9 +55,11 @@ def card(info: Mapping[str, Any], adapter: bool) -> str:
 
 
 def rows(name: str, value: Any) -> list[str]:
-    """A table row of a number, or of a share with its 95 % interval."""
+    """A table row of a number, or of a share with its 95 % interval; none of OF_THE_UPDATE."""
+    if name.startswith(OF_THE_UPDATE):
+        return []
     if is_number(value):
-        return [f"| {name} | {value:.4g} |"]
+        return [f"| {name} | {value:,} |" if isinstance(value, int) else f"| {name} | {value:.4g} |"]
     if isinstance(value, Mapping) and all(is_number(value.get(key)) for key in ("share", "low", "high")):
         return [f"| {name} | {value['share']:.3f} ({value['low']:.3f} to {value['high']:.3f}) |"]
     return []

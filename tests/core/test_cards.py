@@ -18,7 +18,8 @@ from rlhf_mini.models.export import export, push
 INFO: dict[str, Any] = {
     "stage": "rm", "options": {"run": "mine", "rankings": "people.jsonl", "prompts": ""}, "seed": 3, "seconds": 1234.5,
     "versions": {"torch": "2.13"}, "parents": [{"stage": "sft", "path": "runs/mine/sft", "sha256": "0123456789abcdef"}],
-    "metrics": {"pairs": 33499, "accuracy": {"share": 0.6579, "low": 0.6375, "high": 0.6791, "pairs": 9}, "names": "x"},
+    "metrics": {"pairs": 33499, "loss/policy": 0.1, "names": "x",
+                "accuracy": {"share": 0.6579, "low": 0.6375, "high": 0.6791, "pairs": 9}},
     "stopped": "the loss was not a finite number at step 7",
 }  # fmt: skip
 
@@ -28,10 +29,10 @@ def test_a_card_says_what_from_what_and_what_not() -> None:
     read = ModelCard(text).data.to_dict()
     assert read["library_name"] == "peft" and read["pipeline_tag"] == "text-classification" and "rm" in read["tags"]
     for part in ("# rm: mine", "LoRA adapter", "Training stopped before its end: the loss was not", "in 1,234 s",
-                 "the sft in `runs/mine/sft` (0123456789ab)", "`--rankings people.jsonl`", "| pairs | 3.35e+04 |",
+                 "the sft in `runs/mine/sft` (0123456789ab)", "`--rankings people.jsonl`", "| pairs | 33,499 |",
                  "| accuracy | 0.658 (0.637 to 0.679) |", "no measure of truth"):  # fmt: skip
         assert part in text, part
-    assert "names" not in text and "--prompts" not in text
+    assert "names" not in text and "loss/policy" not in text and "--prompts" not in text
 
 
 def test_every_checkpoint_has_one_that_may_be_edited(nano_run: CompareOptions) -> None:
