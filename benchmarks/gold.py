@@ -55,13 +55,13 @@ TRIED: dict[str, list[Settings]] = {
         dict(learning_rate=1e-4, updates=40),
     )],
     "trl": [BEGIN["trl"] | change for change in (
-        {}, dict(updates=50), dict(learning_rate=5e-5, updates=60),
+        {}, dict(updates=50), dict(learning_rate=5e-5, updates=60), dict(learning_rate=5e-5, updates=90),
         dict(learning_rate=5e-5, episodes=64, num_ppo_epochs=2, updates=120),
     )],
 }  # fmt: skip
 BEST = {
     "ours": BEGIN["ours"] | dict(learning_rate=1.5e-4, updates=45),
-    "trl": BEGIN["trl"] | dict(learning_rate=5e-5, updates=60),
+    "trl": BEGIN["trl"] | dict(learning_rate=5e-5, updates=90),
 }
 
 
