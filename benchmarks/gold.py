@@ -56,7 +56,6 @@ TRIED: dict[str, list[Settings]] = {
     )],
     "trl": [BEGIN["trl"] | change for change in (
         {}, dict(updates=50), dict(learning_rate=5e-5, updates=60), dict(learning_rate=5e-5, updates=90),
-        dict(learning_rate=5e-5, episodes=64, num_ppo_epochs=2, updates=120),
     )],
 }  # fmt: skip
 BEST = {
