@@ -45,16 +45,15 @@ class Case:
     kl_coef: float = 0.02
     ptx_coef: float = 0.0  # here; TRL's PPOTrainer mixes no texts in
     updates: int = 0  # after which learning rates have fallen, as each side lets them fall; 0: they are constant
-    responses_per_prompt: int = 1
     seed: int = 0
     local_rollout_forward_batch_size: int = 0  # TRL's; 0: all episodes at once, its fastest on a CPU
 
     def batches(self, prompts: Sequence[T]) -> Iterator[list[T]]:
-        """The prompts, as a side has encoded them, `episodes` at a time, each `responses_per_prompt` times."""
-        at, each = 0, self.responses_per_prompt
+        """The prompts, as a side has encoded them, `episodes` at a time."""
+        at = 0
         while True:
-            yield [prompts[(at + row // each) % len(prompts)] for row in range(self.episodes)]
-            at += self.episodes // each
+            yield [prompts[(at + row) % len(prompts)] for row in range(self.episodes)]
+            at += self.episodes
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

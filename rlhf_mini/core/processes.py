@@ -110,6 +110,8 @@ class Share(NamedTuple, Generic[T]):
 
     def weight(self, size: Callable[[T], float] = lambda _: 1) -> float:
         """How much a mean over `items` counts in the mean over `whole`, where items weigh as much as `size` says."""
+        if self.items is self.whole:  # of one process: every step asks
+            return 1.0
         return 0.0 if self.idle else sum(map(size, self.items)) / sum(map(size, self.whole))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -54,6 +55,11 @@ def add_adapter(model: PreTrainedModel, rank: int, base: Path, new_tokens: Seque
     adapter = peft.get_peft_model(model, config)
     config.base_model_name_or_path = str(base)
     vars(model)["adapter"] = adapter  # past Module's own __setattr__: it holds the model, not the other way round
+
+
+def trained(model: PreTrainedModel) -> list[Parameter]:
+    """The parameters that are trained: all of them, or with LoRA the adapter's."""
+    return [each for each in model.parameters() if each.requires_grad]
 
 
 def load_model(auto: Any, path: str | Path, **changes: Any) -> Any:

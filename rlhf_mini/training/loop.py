@@ -19,6 +19,7 @@ from rlhf_mini.core.checkpoints import save_last_good
 from rlhf_mini.core.console import UserError, console, track
 from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.resume import Resume, State, load_optimizer, optimizer_tensors
+from rlhf_mini.models.adapters import trained
 from rlhf_mini.training.batches import length_bucketed_batches
 from rlhf_mini.training.schedule import warmup_cosine
 
@@ -92,7 +93,7 @@ def train(
     batches = length_bucketed_batches([each.length for each in examples], options.batch_size, steps, options.seed)
     processes.prepare(model)
     optimizer = adamw(model, options)
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    parameters = trained(model)
     log = MetricsLog(folder / "metrics.jsonl")
     torch.manual_seed(options.seed + processes.index())  # for dropout
 
@@ -148,7 +149,7 @@ def train(
 
 def adamw(model: PreTrainedModel, options: TrainingOptions) -> torch.optim.Optimizer:
     """AdamW. Weight decay applies to matrices only, not to biases and layer norms."""
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    parameters = trained(model)
     groups = [
         {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": options.weight_decay},
         {"params": [each for each in parameters if each.dim() < 2], "weight_decay": 0.0},

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from rlhf_mini.core.files import MetricsLog
 from rlhf_mini.core.inputs import inputs_of
 from rlhf_mini.core.resume import Resume, State, Tensors, command_of, load_optimizer, optimizer_tensors
 from rlhf_mini.data.load import collected, files_among, load
+from rlhf_mini.models.adapters import trained
 from rlhf_mini.models.text import EncodedPrompt, Fitting, encode_fitting_prompts, encode_texts, split_texts
 from rlhf_mini.training.batches import endless_batches
 from rlhf_mini.training.schedule import warmup_cosine
@@ -43,9 +43,6 @@ from stages.ppo.models import Batch, Models, find_reward_model, load_models
 from stages.ppo.options import PPOOptions
 
 LOWER_RATE = "try a lower --learning_rate or --value_learning_rate"
-
-
-requires_grad = attrgetter("requires_grad")  # with LoRA, of the adapter only
 
 
 class Fault(Exception):
@@ -134,7 +131,7 @@ class Learner:
             processes.prepare(model)
         # Adam as in the paper (betas) and in OpenAI's code (eps).
         self.optimizers = [
-            torch.optim.Adam(filter(requires_grad, model.parameters()), betas=(0.9, 0.95), eps=1e-5, fused=True)
+            torch.optim.Adam(trained(model), betas=(0.9, 0.95), eps=1e-5, fused=True)
             for model in (models.policy, models.value_model)
         ]
         self.peaks = options.learning_rate, options.value_learning_rate

@@ -79,7 +79,8 @@ def train_sft(options: SFTOptions) -> None:
     started = time.time()
     demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
     base, model, tokenizer = load_base(options.base)
-    add_adapter(model, options.lora_rank, base=Path(options.base), new_tokens=new_tokens(base, tokenizer))
+    if options.lora_rank:
+        add_adapter(model, options.lora_rank, base=Path(options.base), new_tokens=new_tokens(base, tokenizer))
     model.to(processes.begin(options.device, options.precision))
     set_residual_dropout(model, options.dropout)
 
