@@ -82,7 +82,7 @@ help:
 
 # --- installation: once, and again when pyproject.toml or constraints.txt changes ---
 # Editable, because pip cannot install only the dependencies of a pyproject.toml. Always with all extras, because one
-# environment is simpler than two.
+# environment is simpler than two; except for DeepSpeed, which is of use on several GPUs only.
 # The stamp is removed first and written last, so that an interrupted installation is repeated.
 $(INSTALLED): pyproject.toml constraints.txt
 	@rm -f $@

@@ -5,11 +5,12 @@ what comes of it is put together again, so that N processes do what one would do
 
     mine = share(batch)                                            # every N-th item of the batch
     loss = mean_loss(mine.items) * mine.weight(size)               # these add up to the mean over the whole batch
-    backward(loss, parameters)                                     # gradients are summed over the processes
+    backward(loss, optimizer)                                      # gradients are summed over the processes
     responses = gather(mine, [respond(prompt) for prompt in mine.items])     # those of the whole batch
 
 Only the first process prints and writes (console.py, checkpoints.py). With FSDP (configs/accelerate/fsdp.yaml), each
 process keeps a part of the weights, gradients and optimizer states of what is trained; `full` puts a weight together.
+With DeepSpeed (zero.py), weights stay whole.
 """
 
 import atexit
@@ -26,8 +27,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
-from rlhf_mini.core.console import RANK, WORLD_SIZE, UserError
+from rlhf_mini.core import zero
+from rlhf_mini.core.console import RANK, WORLD_SIZE
 
 T = TypeVar("T")
 Precision = Literal["no", "bf16"]
@@ -47,10 +50,8 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
         UserError: the launcher is set up for what is not supported here.
     """
     global _precision, _device
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise UserError(
-            "DeepSpeed is not supported: configs/accelerate/fsdp.yaml divides weights and optimizer states the same way"
-        )
+    if _with_deepspeed():
+        zero.check()
     _precision = precision
     if WORLD_SIZE == 1:
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
@@ -142,16 +143,28 @@ def total(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-def prepare(model: Any) -> None:
-    """Under FSDP, leaves each process its part of a model that will be trained. Comes before its optimizer is made."""
-    if not in_parts():
-        return
+def prepare(model: Any, make: Callable[[Any], Optimizer]) -> Optimizer:
+    """The optimizer of a model that will be trained, `make(model)`. Shared out if the launcher says so.
+
+    Under FSDP, each process is left its part of the model; with DeepSpeed, of the optimizer.
+    """
+    if in_parts():
+        _shard(model)
+    optimizer = make(model)
+    return zero.ZeroOptimizer(model, optimizer) if _with_deepspeed() else optimizer  # type: ignore[return-value]
+
+
+def _with_deepspeed() -> bool:
+    return WORLD_SIZE > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+def _shard(model: Any) -> None:
     plugin = FullyShardedDataParallelPlugin()  # what the configuration says
     how: dict[str, Any] = dict(
         mesh=init_device_mesh(model.device.type, (WORLD_SIZE,)),
         reshard_after_forward=plugin.reshard_after_forward,
         offload_policy=plugin.cpu_offload,
-        ignored_params={each for each in model.parameters() if each.dim() == 0},  # which has no parts
+        ignored_params={each for each in model.parameters() if each.numel() == 1},  # which has no parts
     )
     for module in [each for each in model.modules() if type(each).__name__ in model._no_split_modules]:
         fully_shard(module, **how)
@@ -161,23 +174,31 @@ def prepare(model: Any) -> None:
         module.set_force_sum_reduction_for_comms(True)  # in the way that every backend knows
 
 
-def backward(loss: Tensor, parameters: Iterable[Tensor]) -> None:
+def backward(loss: Tensor, optimizer: Optimizer) -> None:
     """Gradients of the sum of all processes' losses."""
+    if isinstance(optimizer, zero.ZeroOptimizer):
+        return optimizer.backward(loss)
     loss.backward()
-    _, gradients = _by_keeper(parameters)  # torch has summed those that are kept in parts
+    _, gradients = _by_keeper(_parameters(optimizer))  # torch has summed those that are kept in parts
     if WORLD_SIZE > 1 and gradients:
         together = reduce(torch.cat([each.flatten() for each in gradients]), "sum")
         for gradient, summed in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
     """torch's, of weights that may be in parts: the norm before clipping, a scalar."""
-    parameters = list(parameters)
+    if isinstance(optimizer, zero.ZeroOptimizer):
+        return optimizer.clip_grad_norm_(max_norm)
+    parameters = _parameters(optimizer)
     norms = [full(torch.nn.utils.get_total_norm(gradients)) for gradients in _by_keeper(parameters) if gradients]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [each for group in optimizer.param_groups for each in group["params"]]
 
 
 def _by_keeper(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): a low-rank change of each matrix is trained instead of the matrix.
 
-    add_adapter(policy, options.lora_rank, base=sft.path)     # from here on, only the adapter is trained, and saved
-    policy = load_model(AutoModelForCausalLM, run_dir / "ppo")      # any checkpoint; an adapter is merged into its base
+    add_adapter(policy, options.lora_rank, sft.path, options.seed)   # from here on, the adapter alone is trained and saved
+    policy = load_model(AutoModelForCausalLM, run_dir / "ppo")           # any checkpoint; an adapter is merged
 
 A checkpoint that is an adapter keeps its own few weights and the path of what it was trained on. peft does the rest; it
 is an optional dependency.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn import Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -32,11 +33,12 @@ def _peft() -> Any:
     return peft
 
 
-def add_adapter(model: PreTrainedModel, rank: int, base: Path, new_tokens: Sequence[int] = ()) -> None:
+def add_adapter(model: PreTrainedModel, rank: int, base: Path, seed: int, new_tokens: Sequence[int] = ()) -> None:
     """Freezes the model and gives each of its linear layers an adapter of this rank; 0 leaves it as it is.
 
     Args:
         base: where the model was loaded from; saved with the adapter.
+        seed: of the first of each pair of matrices, which is random; the second is zero.
         new_tokens: tokens whose embeddings are trained, too. A scalar head is trained as a whole.
     """
     if rank == 0:
@@ -52,7 +54,9 @@ def add_adapter(model: PreTrainedModel, rank: int, base: Path, new_tokens: Seque
         trainable_token_indices=list(new_tokens) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    adapter = peft.get_peft_model(model, config)
+    with torch.random.fork_rng():  # of several processes, all draw the same
+        torch.manual_seed(seed)
+        adapter = peft.get_peft_model(model, config)
     config.base_model_name_or_path = str(base)
     vars(model)["adapter"] = adapter  # past Module's own __setattr__: it holds the model, not the other way round
 

@@ -7,6 +7,7 @@ norm of 1. The learning rate follows a cosine to 10 % without warmup (Ouyang et 
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -91,9 +92,7 @@ def train(
     steps_per_epoch = math.ceil(len(examples) / options.batch_size)
     steps = math.ceil(options.num_train_epochs * steps_per_epoch)
     batches = length_bucketed_batches([each.length for each in examples], options.batch_size, steps, options.seed)
-    processes.prepare(model)
-    optimizer = adamw(model, options)
-    parameters = trained(model)
+    optimizer = processes.prepare(model, partial(adamw, options=options))
     log = MetricsLog(folder / "metrics.jsonl")
     torch.manual_seed(options.seed + processes.index())  # for dropout
 
@@ -126,8 +125,8 @@ def train(
         if (step - 1) % KEEP_EVERY == 0:
             last_good = deepcopy(model.state_dict())  # they gave a finite loss
 
-        processes.backward(part, parameters)
-        grad_norm = processes.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        processes.backward(part, optimizer)
+        grad_norm = processes.clip_grad_norm_(optimizer, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
 

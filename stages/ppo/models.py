@@ -56,14 +56,14 @@ def load_models(sft: Checkpoint, rm: Checkpoint | None, options: PPOOptions) -> 
     device = processes.begin(options.device, options.precision)
     tokenizer = load_tokenizer(sft.path)
     policy, ref_policy = (load_model(AutoModelForCausalLM, sft.path).eval().to(device) for _ in range(2))
-    add_adapter(policy, options.lora_rank, base=sft.path)
+    add_adapter(policy, options.lora_rank, sft.path, options.seed)
     if rm is None:
         value_model = with_scalar_head(sft.path, options.seed).eval()
         reward = of_function(load_function(options.reward, "--reward"), options.reward)
     else:
         value_model = load_model(AutoModelForSequenceClassification, rm.path).eval()
         reward = of_model(load_reward_model(rm.path, device), tokenizer)
-    add_adapter(value_model, options.lora_rank, base=rm.path if rm else sft.path)
+    add_adapter(value_model, options.lora_rank, rm.path if rm else sft.path, options.seed)
     return Models(policy, value_model.to(device), ref_policy, reward, tokenizer)
 
 

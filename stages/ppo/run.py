@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
 
 from rlhf_mini.core import processes
 from rlhf_mini.core.checkpoints import (
@@ -116,6 +117,11 @@ def load_inputs(options: PPOOptions) -> Inputs:
     )
 
 
+def adam(model: PreTrainedModel) -> torch.optim.Optimizer:
+    """Adam as in the paper (betas) and in OpenAI's code (eps)."""
+    return torch.optim.Adam(trained(model), betas=(0.9, 0.95), eps=1e-5, fused=True)
+
+
 class Learner:
     """All that changes from iteration to iteration, and so all that a resumed run needs."""
 
@@ -127,13 +133,7 @@ class Learner:
                 raise UserError("--ema_decay cannot average weights that FSDP keeps in parts: leave it at 0")
             self.ema = AveragedModel(models.policy, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
             self.models["ema"] = self.ema
-        for model in (models.policy, models.value_model):
-            processes.prepare(model)
-        # Adam as in the paper (betas) and in OpenAI's code (eps).
-        self.optimizers = [
-            torch.optim.Adam(trained(model), betas=(0.9, 0.95), eps=1e-5, fused=True)
-            for model in (models.policy, models.value_model)
-        ]
+        self.optimizers = [processes.prepare(model, adam) for model in (models.policy, models.value_model)]
         self.peaks = options.learning_rate, options.value_learning_rate
         self.generator = torch.Generator().manual_seed(options.seed)
         self.kl_coef = options.kl_coef

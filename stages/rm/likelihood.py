@@ -49,7 +49,7 @@ def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> Iter
 def add_coefficient(reward_model: PreTrainedModel) -> None:
     """Gives the reward model a parameter for the coefficient, which goes on from that of an earlier reward model."""
     start = getattr(reward_model.config, "likelihood_coef", START)
-    parameter = nn.Parameter(torch.tensor(start / UNIT, device=reward_model.device))
+    parameter = nn.Parameter(torch.tensor([start / UNIT], device=reward_model.device))  # DeepSpeed wants a dimension
     parameter.register_hook(lambda gradient: gradient / UNIT)  # that of the coefficient, so that clipping sees no other
     reward_model.register_parameter(NAME, parameter)
     reward_model._keys_to_ignore_on_save = [NAME]  # no class of transformers knows it: config.json has it

@@ -163,7 +163,7 @@ def train_rm(options: RMOptions) -> None:
         else:
             reward_model = load_model(AutoModelForSequenceClassification, judge.path)
             reward_model.config.reward_mean = 0.0  # an earlier reward model's zero; it gets a new one below
-        add_adapter(reward_model, options.lora_rank, base=sft.path if judge is None else judge.path)
+        add_adapter(reward_model, options.lora_rank, sft.path if judge is None else judge.path, options.seed)
         reward_model.to(device)
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
         counts: dict[str, Any] = {

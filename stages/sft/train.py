@@ -80,7 +80,7 @@ def train_sft(options: SFTOptions) -> None:
     demonstrations = load("sft", options.demonstrations, "demonstrations", options.strict)
     base, model, tokenizer = load_base(options.base)
     if options.lora_rank:
-        add_adapter(model, options.lora_rank, base=Path(options.base), new_tokens=new_tokens(base, tokenizer))
+        add_adapter(model, options.lora_rank, Path(options.base), options.seed, new_tokens(base, tokenizer))
     model.to(processes.begin(options.device, options.precision))
     set_residual_dropout(model, options.dropout)
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf_mini.core import processes
-from rlhf_mini.core.console import run
+from rlhf_mini.core import processes, zero
+from rlhf_mini.core.console import UserError, run
 from rlhf_mini.core.files import MetricsLog, read_jsonl, write_jsonl
 from rlhf_mini.core.inputs import ROOT
 from stages.ppo.options import PPOOptions
@@ -30,12 +30,13 @@ LAUNCH = ["-m", "accelerate.commands.launch"]
 TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
        "--dynamo_backend", "no"]  # fmt: skip
 FSDP = [*LAUNCH, "--config_file", str(ROOT / "configs" / "accelerate" / "fsdp.yaml")]
+DEEPSPEED = [*LAUNCH, "--config_file", str(ROOT / "configs" / "accelerate" / "deepspeed.yaml")]
 COMPARED = {"loss", "objective", "grad_norm", "eval_loss", "value"}
 DEATH = "the second process dies in update 3 of PPO"
 
 
 def stages(folder: Path, name: str, death: str = "") -> None:
-    """The three stages on what is in `folder`."""
+    """The three stages on what is in `folder`, with LoRA if the run's name says so."""
     if death and processes.index() == 1:
         log = MetricsLog.log
 
@@ -45,7 +46,8 @@ def stages(folder: Path, name: str, death: str = "") -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         MetricsLog.log = deadly  # type: ignore[method-assign]
-    shared: dict[str, Any] = {"run": name, "runs_dir": str(folder / "runs")}
+    rank = 4 if name.startswith("lora") else 0
+    shared: dict[str, Any] = {"run": name, "runs_dir": str(folder / "runs"), "lora_rank": rank}
     data, texts = str(folder / "data.jsonl"), str(folder / "texts.jsonl")
     run_dir = folder / "runs" / name
     if not (run_dir / "sft").exists():  # 5 a batch leave one, of which there is no share for the second process
@@ -61,7 +63,8 @@ def stages(folder: Path, name: str, death: str = "") -> None:
 
 def launch(launcher: list[str], folder: Path, name: str, death: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, str(Path(__file__)), str(folder), name, death]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
 
 
@@ -100,7 +103,10 @@ def agree(world: Path, one: str, two: str) -> None:
         for pair in pairs:
             a, b = ({name: of_one[name] for name in of_one if name.split("/")[0] in COMPARED} for of_one in pair)
             assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
-        weights = [load_file(world / "runs" / run_name / stage / "model.safetensors") for run_name in (one, two)]
+        folders = [world / "runs" / name / stage for name in (one, two)]
+        weights = [
+            load_file(next(folder.glob("*model.safetensors"))) for folder in folders
+        ]  # the model, or its adapter
         assert weights[0].keys() == weights[1].keys()
         for name, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=2e-4)
@@ -131,11 +137,47 @@ def test_two_processes_with_a_part_of_the_weights_each_follow_one_and_resume(wor
     agree(world, "one", "parts")
 
 
+@pytest.mark.lessons
+@pytest.mark.parametrize("launcher", [TWO, FSDP], ids=["whole", "parts"])
+def test_two_processes_train_the_same_adapters(world: Path, launcher: list[str]) -> None:
+    if not (world / "runs" / "lora").exists():
+        assert launch([], world, "lora").returncode == 0
+    name = f"lora-{'parts' if launcher is FSDP else 'whole'}"
+    together = launch(launcher, world, name)
+    assert together.returncode == 0, together.stderr[-2000:]
+    agree(world, "lora", name)
+
+
+@pytest.mark.lessons
+def test_with_deepspeed_two_processes_follow_one_and_resume(world: Path) -> None:
+    pytest.importorskip("deepspeed")
+    assert launch(DEEPSPEED, world, "zero", DEATH).returncode != 0
+    again = launch(DEEPSPEED, world, "zero")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "ppo: resumes after step 2" in again.stdout
+    agree(world, "one", "zero")
+
+
 def test_a_fault_of_one_process_ends_all(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("")
     started = time.monotonic()
     failed = launch(TWO, tmp_path, "two")
     assert failed.returncode != 0 and "error: " in failed.stderr and time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("installed", "stage", "advice"),
+    [(False, "2", r"pip install 'rlhf-mini\[deepspeed\]'"), (True, "3", "stages 1 and 2 are: configs/accelerate/fsdp")],
+)
+def test_deepspeed_that_cannot_be_used_is_one_sentence(
+    installed: bool, stage: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "WORLD_SIZE", 2)
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: installed)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(UserError, match=advice):
+        processes.begin("cpu")
 
 
 def test_shares_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_an_adapter_begins_as_no_change_and_is_merged_as_it_was(nano_base: Path,
         model = auto.from_pretrained(nano_base, num_labels=1)
         before = logits(model)
         frozen = {id(each) for each in model.parameters()}
-        add_adapter(model, 4, base=nano_base)
+        add_adapter(model, 4, nano_base, seed=0)
         torch.testing.assert_close(logits(model), before)
         trained = [each for each in model.parameters() if each.requires_grad]
         assert 0 < sum(each.numel() for each in trained) < 20_000 and not any(id(each) in frozen for each in trained)
