@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): a low-rank change of each matrix is trained instead of the matrix.
 
-    add_adapter(policy, options.lora_rank, sft.path, options.seed)   # from here on, the adapter alone is trained and saved
+    add_adapter(policy, options.lora_rank, sft.path, options.seed)   # from here on, only it is trained and saved
     policy = load_model(AutoModelForCausalLM, run_dir / "ppo")           # any checkpoint; an adapter is merged
 
 A checkpoint that is an adapter keeps its own few weights and the path of what it was trained on. peft does the rest; it
