@@ -39,7 +39,10 @@ def main() -> None:
         num_ppo_epochs=case.num_ppo_epochs,
         kl_coef=case.kl_coef,
         seed=case.seed,
+        gae_lambda=case.gae_lambda,
         ptx_coef=case.ptx_coef,
+        ptx_batch_size=case.ptx_batch_size,
+        ema_decay=case.ema_decay,
     )
     models = load_models(Checkpoint(Path(case.sft), "sft", "", {}), Checkpoint(Path(case.rm), "rm", "", {}), options)
     learner = Learner(models, options)
@@ -52,7 +55,8 @@ def main() -> None:
     while True:
         request = line.wait()
         if request.startswith("save "):
-            models.policy.save_pretrained(request.removeprefix("save "))
+            policy = models.policy if learner.ema is None else learner.ema.module
+            policy.save_pretrained(request.removeprefix("save "))
             line.answer()
             continue
         prompts = next(batches)
@@ -85,6 +89,7 @@ def update(
     metrics.rollout_metrics(batch, options, learner.kl_coef)
     deepcopy(models.policy.state_dict())
     ppo_epochs(models, learner.optimizers, batch, options, learner.generator, texts)
+    learner.update_average()
     return [len(ids) for ids in batch.response_ids]
 
 

@@ -113,7 +113,7 @@ def main() -> None:
                 cliprange=defaults.clip_range,
                 cliprange_value=defaults.clip_range_value,
                 gamma=defaults.gamma,
-                lam=defaults.gae_lambda,
+                lam=case.gae_lambda,
             ),
             processing_class=tokenizer,
             model=policy,

@@ -43,7 +43,11 @@ class Case:
     value_learning_rate: float = 1e-7  # here; TRL has one rate for both models
     num_ppo_epochs: int = 1
     kl_coef: float = 0.02
-    ptx_coef: float = 0.0  # here; TRL's PPOTrainer mixes no texts in
+    gae_lambda: float = 0.95
+    # Here; TRL's PPOTrainer mixes no texts in and averages no weights.
+    ptx_coef: float = 0.0
+    ptx_batch_size: int = 6
+    ema_decay: float = 0.0
     updates: int = 0  # after which learning rates have fallen, as each side lets them fall; 0: they are constant
     seed: int = 0
     local_rollout_forward_batch_size: int = 0  # TRL's; 0: all episodes at once, its fastest on a CPU

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from rlhf_mini.core import zero
-from rlhf_mini.core.console import RANK, WORLD_SIZE
+from rlhf_mini.core.console import RANK, WORLD_SIZE, UserError
 
 T = TypeVar("T")
 Precision = Literal["no", "bf16"]
@@ -52,6 +52,9 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
     global _precision, _device
     if _with_deepspeed():
         zero.check()
+    launchers = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launchers not in ("no", precision):
+        raise UserError(f"--mixed_precision {launchers} has no effect: give the stage --precision bf16 instead")
     _precision = precision
     if WORLD_SIZE == 1:
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.console import track
 from rlhf_mini.models.scoring import mean_likelihoods
 from stages.rm.rankings import Example
@@ -38,8 +39,9 @@ def of_examples(sft_model: PreTrainedModel, examples: Sequence[Example]) -> Iter
 
     def likelihoods() -> Iterator[float]:
         while some := list(islice(rows, ROWS_AT_ONCE)):
-            prompts, responses = zip(*some, strict=True)
-            yield from mean_likelihoods(sft_model, prompts, responses).tolist()
+            mine = processes.share(some)
+            prompts, responses = zip(*mine.items, strict=True)
+            yield from processes.gather(mine, mean_likelihoods(sft_model, prompts, responses).tolist())
 
     found = likelihoods()
     for example in track(examples, "rm: likelihood of the responses"):

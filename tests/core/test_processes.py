@@ -180,6 +180,14 @@ def test_deepspeed_that_cannot_be_used_is_one_sentence(
         processes.begin("cpu")
 
 
+def test_the_launchers_precision_is_not_ignored_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="use --precision bf16"):
+        processes.begin("cpu")
+    monkeypatch.setattr(processes, "_precision", "no")  # put back afterwards
+    processes.begin("cpu", "bf16")
+
+
 def test_shares_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = ["a", "bb", "ccc", "dddd", "eeeee"]
     assert processes.share(batch) == (batch, batch, False) and processes.share(batch).weight(len) == 1.0
