@@ -7,6 +7,7 @@ samples responses to the same prompts, with our sampler or with transformers' ow
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def main() -> None:
     while True:
         request = line.wait()
         if request.startswith("save "):
-            policy = models.policy if learner.ema is None else learner.ema.module
+            policy: Any = learner.ema.module if learner.ema else models.policy
             policy.save_pretrained(request.removeprefix("save "))
             line.answer()
             continue

@@ -182,7 +182,7 @@ def test_deepspeed_that_cannot_be_used_is_one_sentence(
 
 def test_the_launchers_precision_is_not_ignored_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(UserError, match="use --precision bf16"):
+    with pytest.raises(UserError, match="give the stage --precision bf16"):
         processes.begin("cpu")
     monkeypatch.setattr(processes, "_precision", "no")  # put back afterwards
     processes.begin("cpu", "bf16")
