@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, reduce
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, gather_object, reduce
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -135,12 +135,30 @@ def gather(mine: Share[Any], results: Sequence[T]) -> list[T]:
     return [of_all[index % WORLD_SIZE][index // WORLD_SIZE] for index in range(len(mine.whole))]
 
 
+def of_first(make: Callable[[], T]) -> T:
+    """What the first process makes, which alone calls `make`: the user's own code may say another thing each time."""
+    if WORLD_SIZE == 1:
+        return make()
+    made: list[Any] = [make() if RANK == 0 else None]
+    broadcast_object_list(made)
+    result: T = made[0]
+    return result
+
+
 def total(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scalars summed over the processes, each name by itself."""
     if WORLD_SIZE == 1:
         return dict(scalars)
     sums = reduce(torch.stack([value.detach().float() for value in scalars.values()]), "sum")
     return dict(zip(scalars, sums, strict=True))
+
+
+def most(number: int) -> int:
+    """The greatest of the processes' numbers where weights are kept in parts; elsewhere the process's own.
+
+    A forward pass puts weights together, so processes need as many passes as the one with the greatest share.
+    """
+    return max(gather_object([number])) if in_parts() else number
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

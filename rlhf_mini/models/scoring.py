@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.examples import Response
 from rlhf_mini.models.adapters import CONFIG, load_model, with_scalar
 from rlhf_mini.models.forward import Forward, forward_pass
@@ -78,7 +79,10 @@ def in_buckets(
     """
     # Longest first: in parallel, short ones then fill the gaps at the end.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(responses[row]))
-    buckets = [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
+    size = max(bucket_size, 2) if processes.in_parts() else bucket_size  # so that one can be divided, below
+    buckets = [order[start : start + size] for start in range(0, len(order), size)]
+    if torch.is_grad_enabled() and processes.most(len(buckets)) > len(buckets):  # by one, as shares differ by one row
+        buckets[:1] = [buckets[0][:1], buckets[0][1:]]
     passes = [partial(one_pass, [prompts[r] for r in bucket], [responses[r] for r in bucket]) for bucket in buckets]
     outputs = [each() for each in passes] if torch.is_grad_enabled() else in_parallel(*passes)
     by_row = dict(zip(order, (row for output in outputs for row in output), strict=True))

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.data.load import load
 from rlhf_mini.models.sampling import respond
@@ -108,7 +110,7 @@ class Validation:
                 model, models.tokenizer, self.prompts, max_new_tokens=options.max_new_tokens,
                 temperature=options.temperature, seed=options.seed,
             )  # fmt: skip
-            scores[name] = models.reward(self.prompts, responses)
+            scores[name] = processes.of_first(partial(models.reward, self.prompts, responses))
             metrics[f"validation/{name}_score"] = mean(scores[name])
             metrics[f"validation/{name}_length"] = mean([len(response.ids) for response in responses])
             metrics[f"validation/{name}_eos_rate"] = mean([response.ended for response in responses])

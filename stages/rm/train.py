@@ -146,7 +146,7 @@ def train_rm(options: RMOptions) -> None:
             rankings = read_rankings(folder / "rankings.jsonl")
         else:
             groups = collect(models, tokenizer, prompts, encoded, options)
-            rankings = rank(prompts, groups, labelers["training"], options.seed)
+            rankings = processes.of_first(lambda: rank(prompts, groups, labelers["training"], options.seed))
         if processes.is_first():
             write_jsonl(folder / "rankings.jsonl", rankings)
         if saved is None and options.save_steps:
@@ -200,7 +200,9 @@ def train_rm(options: RMOptions) -> None:
         )  # fmt: skip
         groups = [distinct(group) for group in sampled]
         scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
-        shares = simulated_evaluation(scores, validation, groups, labelers) if validation else {}
+        shares = {}
+        if validation:
+            shares = processes.of_first(lambda: simulated_evaluation(scores, validation, groups, labelers))
         if shares and not held_out:
             held_out = rankings_as_in_training(models, tokenizer, validation, labelers["training"], options)
         if held_out:
@@ -255,11 +257,15 @@ def rankings_as_in_training(
     prompts = [example for example in validation if example.get("novel", "none") == "none"]
     encoded = encode_prompts(tokenizer, [example["prompt"] for example in prompts])
     groups = collect(models, tokenizer, prompts, encoded, options, "rm: sampling for validation")
-    try:
-        return rank(prompts, groups, labelers, options.seed)
-    except UserError as fault:
-        console.print(f"rm: no accuracy on rankings of validation prompts: {fault}", soft_wrap=True)
-        return []
+
+    def ranked() -> list[Ranking]:
+        try:
+            return rank(prompts, groups, labelers, options.seed)
+        except UserError as fault:
+            console.print(f"rm: no accuracy on rankings of validation prompts: {fault}", soft_wrap=True)
+            return []
+
+    return processes.of_first(ranked)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

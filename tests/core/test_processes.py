@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rlhf_mini.core import processes, zero
 from rlhf_mini.core.console import UserError, run
+from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.core.files import MetricsLog, read_jsonl, write_jsonl
 from rlhf_mini.core.inputs import ROOT
 from stages.ppo.options import PPOOptions
@@ -32,6 +33,7 @@ TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "-
 FSDP = [*LAUNCH, "--config_file", str(ROOT / "configs" / "accelerate" / "fsdp.yaml")]
 DEEPSPEED = [*LAUNCH, "--config_file", str(ROOT / "configs" / "accelerate" / "deepspeed.yaml")]
 COMPARED = {"loss", "objective", "grad_norm", "eval_loss", "value"}
+MODULE = "tests.core.test_processes"
 DEATH = "the second process dies in update 3 of PPO"
 
 
@@ -54,11 +56,30 @@ def stages(folder: Path, name: str, death: str = "") -> None:
         train_sft(SFTOptions(**shared, base=str(folder / "base"), demonstrations=data, ptx_texts=texts, batch_size=5,
                              num_train_epochs=1, ptx_batch_size=1, validation_share=0.1, show_every=4))  # fmt: skip
     if not (run_dir / "rm").exists():
-        train_rm(RMOptions(**shared, rankings=data, demonstrations=data, init="sft", validation="", content="",
-                           batch_size=8, num_train_epochs=1, heldout_share=0.1))  # fmt: skip
+        ranked: dict[str, Any] = {"rankings": data, "validation": ""}
+        if name == "asked":
+            labelers = dict.fromkeys(["labelers", "heldout_labelers", "gold_labeler"], f"{MODULE}:asked_once")
+            ranked = {"prompts": data, "validation": data, "base": "", "max_new_tokens": 6, **labelers}
+        train_rm(RMOptions(**shared, **ranked, demonstrations=data, init="sft", content="", batch_size=8,
+                           num_train_epochs=1, heldout_share=0.1))  # fmt: skip
+    # Of 9 rows of a minibatch, the first process has 5, which take two passes, and the second one 4.
     train_ppo(PPOOptions(**shared, prompts=data, validation_prompts=data, ptx_texts=texts, updates=4, episodes=18,
                          num_minibatches=2, num_ppo_epochs=2, max_new_tokens=6, evaluation_prompts=7, save_steps=2,
-                         warmup_updates=1))  # fmt: skip
+                         warmup_updates=1, bucket_size=4))  # fmt: skip
+
+
+class AskedOnce:
+    """A labeler whom only the first process may ask: a person, or one who would say another thing the second time."""
+
+    name = "asked once"
+
+    def rank(self, example: Prompt, responses: list[Response]) -> list[int]:
+        assert processes.is_first()
+        return list(range(1, len(responses) + 1))
+
+
+def asked_once() -> list[AskedOnce]:
+    return [AskedOnce()]
 
 
 def launch(launcher: list[str], folder: Path, name: str, death: str = "") -> subprocess.CompletedProcess[str]:
@@ -126,6 +147,14 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(world: Path)
     assert not list(run_dir.glob("*.partial"))
     for name in ("model.safetensors", "value_model/model.safetensors"):
         assert (run_dir / "ppo" / name).read_bytes() == (world / "runs" / "two" / "ppo" / name).read_bytes()
+
+
+@pytest.mark.lessons
+def test_labelers_are_asked_by_the_first_process_alone(world: Path) -> None:
+    shutil.copytree(world / "runs" / "one" / "sft", world / "runs" / "asked" / "sft")
+    together = launch(TWO, world, "asked")
+    assert together.returncode == 0, together.stderr[-2000:]
+    assert len(read_jsonl(world / "runs" / "asked" / "rm" / "rankings.jsonl")) > 20
 
 
 @pytest.mark.lessons
