@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -47,6 +48,7 @@ _SYSTEM_FAULTS = {
     errno.EEXIST: "a file is in the way",
     errno.ENAMETOOLONG: "the name is too long",
 }
+_LOST = re.compile("Connection (closed|reset) by peer")  # what torch's Gloo says where another process has ended
 
 
 def run(main: Callable[[], object]) -> None:
@@ -75,12 +77,19 @@ def run(main: Callable[[], object]) -> None:
     # Printed outside the handlers: by now the failed frames are gone, and with them any progress bar that would draw
     # over the message.
     console.show_cursor()
-    print(message if RANK == 0 else f"process {RANK}: {message}", file=sys.stderr)
+    complain(message)
     sys.exit(status)
+
+
+def complain(message: str) -> None:
+    """Prints a message to stderr; of several processes, each but the first says which one it is."""
+    print(message if RANK == 0 else f"process {RANK}: {message}", file=sys.stderr)
 
 
 def _system_fault(fault: Exception) -> str | None:
     """The sentence for a fault of the machine, or None for any other exception."""
+    if WORLD_SIZE > 1 and isinstance(fault, RuntimeError) and _LOST.search(str(fault)):
+        return "another process has ended, which has said why if it could"
     # safetensors and tokenizers raise exceptions of their own for a full disk; only the text tells.
     full = "No space left on device" in str(fault)
     code = errno.ENOSPC if full else getattr(fault, "errno", None)

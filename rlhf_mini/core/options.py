@@ -26,7 +26,7 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from rlhf_mini.core.console import UserError, printable
+from rlhf_mini.core.console import UserError, complain, printable
 from rlhf_mini.core.validation import is_utf8, sentence
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def parse_options(cls: type[T], argv: Sequence[str] | None = None, prog: str | N
     except UserError as fault:
         message = str(fault)
     message = " ".join(printable(message).split("\n"))  # a file's name may hold a line end
-    print(f"error: {message} (--help lists the options)", file=sys.stderr)
+    complain(f"error: {message} (--help lists the options)")
     sys.exit(2)
 
 

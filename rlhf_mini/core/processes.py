@@ -50,8 +50,10 @@ def begin(device: Literal["cpu", "auto"], precision: Precision = "no") -> torch.
         UserError: the launcher is set up for what is not supported here.
     """
     global _precision, _device
-    if _with_deepspeed():
+    if with_deepspeed():
         zero.check()
+    if in_parts() and os.environ.get("FSDP_VERSION", "1") != "2":  # 1 is accelerate's default
+        raise UserError("FSDP 1 is not supported: use configs/accelerate/fsdp.yaml, which has `fsdp_version: 2`")
     launchers = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launchers not in ("no", precision):
         raise UserError(f"--mixed_precision {launchers} has no effect: give the stage --precision bf16 instead")
@@ -88,6 +90,11 @@ def index() -> int:
 def in_parts() -> bool:
     """Whether the launcher is set up for FSDP."""
     return WORLD_SIZE > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def with_deepspeed() -> bool:
+    """Whether the launcher is set up for DeepSpeed."""
+    return WORLD_SIZE > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def is_first() -> bool:
@@ -172,11 +179,7 @@ def prepare(model: Any, make: Callable[[Any], Optimizer]) -> Optimizer:
     if in_parts():
         _shard(model)
     optimizer = make(model)
-    return zero.ZeroOptimizer(model, optimizer) if _with_deepspeed() else optimizer  # type: ignore[return-value]
-
-
-def _with_deepspeed() -> bool:
-    return WORLD_SIZE > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    return zero.ZeroOptimizer(model, optimizer) if with_deepspeed() else optimizer  # type: ignore[return-value]
 
 
 def _shard(model: Any) -> None:

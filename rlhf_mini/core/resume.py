@@ -66,6 +66,7 @@ def command_of(options: Any, made_from: Mapping[str, str], parents: Sequence[Che
         | {f"the version of {name}": number for name, number in versions().items()}
         # Both change the order in which sums are added up.
         | {"the number of threads": torch.get_num_threads(), "the number of processes": processes.number()}
+        | {"the use of DeepSpeed": processes.with_deepspeed()}  # its optimizer states have shapes of their own
     )
     return {name: plain(value) for name, value in command.items()}
 

@@ -46,6 +46,17 @@ def test_an_error_that_the_user_can_fix_is_one_sentence(
     assert stop.value.code == status and printed.startswith(sentence) and printed.count("\n") == 1
 
 
+def test_a_lost_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "WORLD_SIZE", 2)
+
+    def main() -> None:
+        raise RuntimeError("[gloo/pair.cc:537] Read error [127.0.0.1]:20706: Connection reset by peer.")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err.startswith("error: another process has ended")
+
+
 @pytest.mark.parametrize("bug", [KeyError("x"), FileNotFoundError(errno.ENOENT, "No such file", "x"), OSError("odd")])
 def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
     def main() -> None:

@@ -20,6 +20,7 @@ from rlhf_mini.core.console import UserError, run
 from rlhf_mini.core.examples import Prompt, Response
 from rlhf_mini.core.files import MetricsLog, read_jsonl, write_jsonl
 from rlhf_mini.core.inputs import ROOT
+from rlhf_mini.core.resume import command_of
 from stages.ppo.options import PPOOptions
 from stages.ppo.train import train_ppo
 from stages.rm.options import RMOptions
@@ -139,6 +140,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(world: Path)
     started = time.monotonic()
     killed = launch(TWO, world, "killed", DEATH)
     assert killed.returncode != 0 and time.monotonic() - started < 60
+    assert "[rank0]" not in killed.stderr  # no traceback of the process that has lost the other
     run_dir = world / "runs" / "killed"
     assert not (run_dir / "ppo").exists() and (run_dir / "ppo.resume.safetensors").exists()
     again = launch(TWO, world, "killed")
@@ -207,6 +209,20 @@ def test_deepspeed_that_cannot_be_used_is_one_sentence(
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(UserError, match=advice):
         processes.begin("cpu")
+
+
+def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "WORLD_SIZE", 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"configs/accelerate/fsdp\.yaml"):
+        processes.begin("cpu")
+
+
+def test_what_deepspeed_saved_is_not_resumed_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "WORLD_SIZE", 2)
+    without = command_of(SFTOptions(), {}, [])
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert command_of(SFTOptions(), {}, []) != without
 
 
 def test_the_launchers_precision_is_not_ignored_silently(monkeypatch: pytest.MonkeyPatch) -> None:
