@@ -167,7 +167,7 @@ def completion_loss(model: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     ids, rows, completion = lay_out(prompts, completions, model.device)  # (N,), Rows, (n,)
     with forward_pass(model) as forward:
         logits = forward(ids, rows, keep=completion - 1)  # (n, V): a token is predicted one position before it
-    return F.cross_entropy(logits, ids[completion])
+    return F.cross_entropy(logits.float(), ids[completion])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 from trl_oracle import assert_trains_like_trl, trl_settings
 
+from rlhf_mini.core import processes
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.examples import Demonstration
 from rlhf_mini.core.files import read_jsonl, write_jsonl
@@ -137,6 +138,16 @@ def test_the_loss_is_trls_own_and_counts_completions_only(nano_base, tmp_path):
     # the completions' tokens with their end of text, nothing of the prompts
     number = sum(len(encode_response(tokenizer, text)) for text in ("It is green.", "Paris."))
     assert sum(len(example.completion_ids) for example in examples) == number == (batch["labels"] != -100).sum()
+
+
+def test_with_bf16_the_loss_is_computed_in_float32(nano_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(nano_base), AutoTokenizer.from_pretrained(nano_base)
+    examples = encode(model, tokenizer, [demonstration("Say it", "It is green.")])
+    exact = completion_loss(model, examples)
+    monkeypatch.setattr(processes, "_precision", "bf16")
+    rough = completion_loss(model, examples)
+    assert rough.dtype == torch.float32
+    assert rough.item() != exact.item() and rough.item() == pytest.approx(exact.item(), abs=5e-3)
 
 
 def test_trains_as_trl_does(nano_base, tmp_path):
