@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("command", choices=("inspect",), metavar="inspect")
     parser.add_argument("source", help=f"[FORMAT:]FILE or owner/name[@split]; formats: {', '.join(sorted(FORMATS))}")
-    parser.add_argument("--base", type=Path, help="a model's folder: lengths are in its tokens, not in characters")
+    parser.add_argument("--base", help="a model, as for SFT: lengths are in its tokens, not in characters")
     parser.add_argument("--examples", type=int, default=3, help="examples to show (default: 3)")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if a record is rejected")
     options = parser.parse_args()
@@ -55,7 +54,7 @@ class Found:
         return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
-def inspect(source: str, base: Path | None, examples: int, strict: bool) -> None:
+def inspect(source: str, base: str | None, examples: int, strict: bool) -> None:
     """Prints all about `source`. UserError if it is no data, or, with `strict`, if a record is rejected."""
     measure = Lengths(base)
     report = Report(source)
@@ -91,15 +90,14 @@ def inspect(source: str, base: Path | None, examples: int, strict: bool) -> None
 class Lengths:
     """Lengths in characters or in a model's tokens."""
 
-    def __init__(self, base: Path | None) -> None:
+    def __init__(self, base: str | None) -> None:
         self.unit, self.context, self.tokenizer = "characters", None, None
         if base is not None:
-            from transformers import AutoConfig
+            from rlhf_mini.models.base import base_tokenizer
 
-            from rlhf_mini.models.text import load_tokenizer
-
-            self.unit, self.tokenizer = "tokens", load_tokenizer(base)
-            self.context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
+            self.unit = "tokens"
+            self.tokenizer, config = base_tokenizer(base)
+            self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def of_prompt(self, messages: Any) -> int:
         if self.tokenizer is None:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 
 from rlhf_mini.core import processes
@@ -22,7 +29,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.files import sha256
 from rlhf_mini.models.forward import forward_pass
 from rlhf_mini.models.rows import Rows
-from rlhf_mini.models.text import encode_response, load_tokenizer
+from rlhf_mini.models.text import encode_plain, encode_response, load_tokenizer
 
 PAD, USER, ASSISTANT = "<|pad|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -33,6 +40,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 NONE = "it has none"
+SAYINGS = ("The weather is fine today.", "오늘 날씨가 좋습니다.", "今天天气很好。", "Сегодня хорошая погода.")
 TOLERANCE = 1e-3  # between the logits of rows that lie end to end and those of the model itself
 
 
@@ -48,7 +56,10 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
         return base, AutoModelForCausalLM.from_pretrained(base.path), load_tokenizer(base.path)
     folder = path if path.is_dir() else in_cache(source)
     model = load_foreign(source, folder)
-    tokenizer = equip(source, model, folder)
+    tokenizer, added = equip(source, folder, model.config)
+    fit_to(model, tokenizer)
+    if added:
+        console.print(f"{source} gets {' and '.join(added)}", soft_wrap=True)
     check_rows(source, model)
     files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.json"))]
     sums = {file.name: sha256(file) for file in files}
@@ -59,7 +70,19 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
 
 def new_tokens(base: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> range:
     """The tokens that `load_base` has added to the base's own, whose embeddings nobody has trained."""
-    return range(len(AutoTokenizer.from_pretrained(base.path)), len(tokenizer))
+    return range(len(read_tokenizer(base.path)), len(tokenizer))
+
+
+def base_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Any]:
+    """The tokenizer that `load_base` would give this model, and its config, without loading weights."""
+    path = Path(source)
+    if (path / "stage.json").is_file():
+        return load_tokenizer(path), AutoConfig.from_pretrained(path)
+    folder = path if path.is_dir() or not looks_like_a_name(source) else in_cache(source)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{source} is no model: it has no config.json")
+    config = AutoConfig.from_pretrained(folder)
+    return equip(source, folder, config)[0], config
 
 
 def looks_like_a_name(source: str) -> bool:
@@ -102,14 +125,33 @@ def load_foreign(source: str, folder: Path) -> PreTrainedModel:
     return model
 
 
-def equip(source: str, model: PreTrainedModel, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a pad token, a chat template, and an embedding for each of its tokens."""
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, as its tokenizer.json says.
+
+    Without a tokenizer_config.json, transformers goes by the architecture and makes it a GPT-2's, byte-level. Where it
+    is another, as KoGPT2's is, most of a text would vanish.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if (folder / "tokenizer.json").is_file():
+        as_it_is: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+        if any(keeps(as_it_is, saying) and not keeps(tokenizer, saying) for saying in SAYINGS):
+            return as_it_is
+    return tokenizer
+
+
+def keeps(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether its tokens say what `text` says, but for spaces at both ends."""
+    (ids,) = encode_plain(tokenizer, [text])
+    return str(tokenizer.decode(ids)).strip() == text
+
+
+def equip(source: str, folder: Path, config: Any) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The tokenizer with a pad token and a chat template, and what was added to it, in words."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(folder)
     except (OSError, ValueError, KeyError) as fault:
         reason = " ".join(str(fault).split())[:200]
         raise UserError(f"{source} has no tokenizer that transformers can load ({reason})") from None
-    config: Any = model.config
     if tokenizer.eos_token_id is None:
         eos = config.eos_token_id[0] if isinstance(config.eos_token_id, Sequence) else config.eos_token_id
         if eos is None or eos >= len(tokenizer):
@@ -124,6 +166,12 @@ def equip(source: str, model: PreTrainedModel, folder: Path) -> PreTrainedTokeni
         tokenizer.add_special_tokens(speakers, replace_extra_special_tokens=False)
         tokenizer.chat_template = CHAT_TEMPLATE
         added.append("a chat template" if reason == NONE else f"another chat template (its own fails: {reason})")
+    return tokenizer, added
+
+
+def fit_to(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the model an embedding for each token, and the tokenizer's ends."""
+    config: Any = model.config
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng():  # new ones are drawn from the distribution of the others, the same every time
             torch.manual_seed(0)
@@ -132,9 +180,6 @@ def equip(source: str, model: PreTrainedModel, folder: Path) -> PreTrainedTokeni
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    if added:
-        console.print(f"{source} gets {' and '.join(added)}", soft_wrap=True)
-    return tokenizer
 
 
 def fault_of_template(tokenizer: PreTrainedTokenizerBase) -> str:

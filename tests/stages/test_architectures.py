@@ -8,6 +8,7 @@ import pytest
 import torch
 from foreign import SHAPES, hh, make_model, make_tokenizer
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,7 +20,9 @@ from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.inputs import ROOT
 from rlhf_mini.core.options import parse_options
-from rlhf_mini.models.base import load_base
+from rlhf_mini.data.__main__ import inspect
+from rlhf_mini.models.base import load_base, new_tokens
+from rlhf_mini.models.text import encode_plain
 from stages.ppo.options import PPOOptions
 from stages.ppo.train import train_ppo
 from stages.rm.options import RMOptions
@@ -139,3 +142,31 @@ def test_a_template_that_ends_no_response_is_exchanged(tmp_path: Path, capsys: p
     assert equipped.pad_token_id != equipped.eos_token_id and model.config.attention_dropout == 0
     assert model.get_input_embeddings().weight.shape[0] == len(equipped)
     assert equipped.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "<|user|> Hi\n"
+
+
+def test_a_gpt2_may_have_another_tokenizer_than_gpt2s(tmp_path: Path) -> None:
+    """KoGPT2 has a tokenizer.json and nothing that says which class reads it; GPT-2's would lose the Korean."""
+    folder = make_model(tmp_path / "model", "gpt2")
+    saying = "오늘 날씨가 좋습니다."
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    raw.train_from_iterator([saying], trainers.BpeTrainer(special_tokens=["</s>", "<unk>"], show_progress=False))
+    raw.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").unlink()
+    assert AutoTokenizer.from_pretrained(folder).tokenize(saying) == ["."]
+    base, _, tokenizer = load_base(str(folder))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        (ids,) = encode_plain(each, [saying])
+        assert each.decode(ids) == saying and each.eos_token == "</s>"
+    assert tokenizer.convert_ids_to_tokens(new_tokens(base, tokenizer)[0]) == "<|pad|>"
+
+
+def test_inspect_measures_in_the_tokens_of_any_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = make_model(tmp_path / "model", "gpt2")
+    inspect(hh(tmp_path), str(base), examples=0, strict=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tokens" in said and "context of" in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it has no config"):
+        inspect(hh(tmp_path), str(tmp_path / "empty"), examples=0, strict=False)
