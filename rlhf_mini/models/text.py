@@ -164,6 +164,8 @@ def _encode_typed(
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of plain texts, without a chat template and with nothing added. "<|user|>" is text, not a token."""
+    if not texts:
+        return []
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return encoded
 

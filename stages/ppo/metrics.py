@@ -98,7 +98,7 @@ class Validation:
             raise UserError(f"{options.validation_prompts}: no prompt leaves room for a response: use shorter ones")
 
     def __call__(self) -> dict[str, float]:
-        """Score, length, eos rate and LM loss of both, and the policy's KL to the SFT model.
+        """Score, length, eos rate and, if there are texts, LM loss of both, and the policy's KL to the SFT model.
 
         KL is in nats, summed over each response and averaged over the policy's responses.
         """
@@ -114,8 +114,9 @@ class Validation:
             metrics[f"validation/{name}_score"] = mean(scores[name])
             metrics[f"validation/{name}_length"] = mean([len(response.ids) for response in responses])
             metrics[f"validation/{name}_eos_rate"] = mean([response.ended for response in responses])
-            with torch.no_grad():
-                metrics[f"validation/{name}_text_loss"] = text_loss(model, self.texts).item()
+            if self.texts:
+                with torch.no_grad():
+                    metrics[f"validation/{name}_text_loss"] = text_loss(model, self.texts).item()
             if name == "ppo":
                 new, old = (
                     sequence_logprobs(m, models.tokenizer, self.prompts, responses, options.temperature)
@@ -134,6 +135,7 @@ class Validation:
                 ("score", "score", "+.2f"), ("length", "length", ".1f"), ("eos", "eos_rate", ".0%"),
                 ("LM loss", "text_loss", ".2f"),
             )
+            if f"validation/sft_{key}" in metrics
         )  # fmt: skip
         console.print(
             f"ppo: on {len(self.prompts)} validation prompts {before_and_after}, kl {metrics['validation/kl']:.2f}",

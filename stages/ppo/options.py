@@ -78,7 +78,11 @@ class PPOOptions(StageOptions):
     ptx_coef: NonNegativeFloat = option(
         0.5, "Weight of the language-model loss on PTX_TEXTS (0: plain PPO; InstructGPT: 27.8)."
     )
-    ptx_texts: str = option("data/pretraining.jsonl", "JSONL of texts like those that the base model was trained on.")
+    ptx_texts: str = option(
+        "data/pretraining.jsonl",
+        "JSONL of texts like those that the base model was trained on; a tenth of them measures what is forgotten. "
+        '"" for none, with PTX_COEF 0.',
+    )
     ptx_batch_size: PositiveInt = option(6, "Texts in one optimizer step.")
 
     # Faults
@@ -110,6 +114,8 @@ class PPOOptions(StageOptions):
     def __post_init__(self) -> None:
         if self.snapshot_steps and self.save_steps:
             raise UserError("--snapshot_steps needs --save_steps 0: a resumed stage would lack the earlier snapshots")
+        if self.ptx_coef and not self.ptx_texts:
+            raise UserError("--ptx_coef needs --ptx_texts: give texts, or --ptx_coef 0")
         if self.episodes % self.num_minibatches:
             raise UserError(
                 f"--episodes ({self.episodes}) must be a multiple of --num_minibatches ({self.num_minibatches})"

@@ -100,9 +100,8 @@ def load_inputs(options: PPOOptions) -> Inputs:
     fitting.report("ppo", "prompts")
     if not prompts:
         raise UserError(f"{options.prompts}: no prompt leaves room for --max_new_tokens {options.max_new_tokens}")
-    ptx_texts, held_out = split_texts(
-        encode_texts(policy, tokenizer, load("ppo", options.ptx_texts, "texts", options.strict))
-    )
+    texts = load("ppo", options.ptx_texts, "texts", options.strict) if options.ptx_texts else []
+    ptx_texts, held_out = split_texts(encode_texts(policy, tokenizer, texts))
     if options.ptx_coef and not ptx_texts:
         raise UserError(f"{options.ptx_texts} has one text, which is held out: --ptx_coef needs more")
     return Inputs(

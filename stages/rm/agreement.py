@@ -86,8 +86,19 @@ def rankings_evaluation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
 ) -> dict[str, Share]:
     """The reward model's accuracy on rankings that it was not trained on."""
+    return rankings_accuracy(score_rankings(model, tokenizer, rankings), rankings)
+
+
+def score_rankings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
+) -> list[list[float]]:
+    """The reward model's score of each response of each ranking."""
     prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
-    scores = score_groups(model, tokenizer, prompts, [as_responses(ranking) for ranking in rankings])
+    return score_groups(model, tokenizer, prompts, [as_responses(ranking) for ranking in rankings])
+
+
+def rankings_accuracy(scores: Sequence[Sequence[float]], rankings: Sequence[Ranking]) -> dict[str, Share]:
+    """How often these scores of the rankings' responses order them as the rankings do."""
     counts: dict[str, Count] = defaultdict(lambda: Count(0, 0))  # by prompt, which several people may have ranked
     for group_scores, ranking in zip(scores, rankings, strict=True):
         counts[contents(ranking["prompt"])] += accuracy(group_scores, ranking["ranks"])

@@ -78,7 +78,7 @@ from rlhf_mini.models.text import (
 )
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
-from stages.rm.agreement import rankings_evaluation, score_groups, simulated_evaluation, table
+from stages.rm.agreement import Share, rankings_accuracy, score_groups, score_rankings, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
 from stages.rm.rankings import Example, encode_fitting, ordered, rank, split_by_prompt
@@ -194,19 +194,22 @@ def train_rm(options: RMOptions) -> None:
         reward_model.config.reward_mean = reward_mean
 
         # 4. Does it order responses as labelers do?
-        sampled = sample_groups(
-            sft_model, tokenizer, encoded_validation, VALIDATION_SAMPLES, options, options.seed + 1,
-            options.temperature, "rm: sampling for validation",
-        )  # fmt: skip
-        groups = [distinct(group) for group in sampled]
-        scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
-        shares = {}
+        shares: dict[str, Share] = {}
+        scores: list[list[float]] = []
         if validation:
+            sampled = sample_groups(
+                sft_model, tokenizer, encoded_validation, VALIDATION_SAMPLES, options, options.seed + 1,
+                options.temperature, "rm: sampling for validation",
+            )  # fmt: skip
+            groups = [distinct(group) for group in sampled]
+            scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
             shares = processes.of_first(lambda: simulated_evaluation(scores, validation, groups, labelers))
         if shares and not held_out:
             held_out = rankings_as_in_training(models, tokenizer, validation, labelers["training"], options)
         if held_out:
-            shares |= rankings_evaluation(reward_model, tokenizer, held_out)
+            of_rankings = score_rankings(reward_model, tokenizer, held_out)
+            shares |= rankings_accuracy(of_rankings, held_out)
+            scores = scores or of_rankings
 
         # 5. Does it read what is said, where the manners are the same?
         contrasts = content.encode(reward_model, tokenizer, preferences)

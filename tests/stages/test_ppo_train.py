@@ -648,6 +648,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(runs: Path) -> No
         (["--device", "gpu"], "--device must be 'cpu' or 'auto', not 'gpu'"),
         (["--temperature", "nan"], "--temperature must be a finite number, not nan"),
         (["--snapshot_steps", "2"], "--snapshot_steps needs --save_steps 0"),
+        (["--ptx_texts="], "--ptx_coef needs --ptx_texts: give texts, or --ptx_coef 0"),
         (
             ["--kl_target", "6", "--kl_horizon", "25", "--episodes", "128"],
             "--kl_horizon (25) must be more than a fifth of --episodes (128)",
