@@ -18,6 +18,7 @@ from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import console, run
 from rlhf_mini.core.inputs import note_changes
 from rlhf_mini.core.options import parse_options
+from rlhf_mini.evaluation.runs import foreign_base
 
 
 def main() -> None:
@@ -46,8 +47,9 @@ def main() -> None:
     console.print(f"You are chatting with {', '.join(options.stages)} of {options.run_dir}. /help lists the commands.")
     if "base" in options.stages:
         say(BASE_NOTE)
-    say('The models know a small world: try "Name three fruits." or "What is the capital of Japan?"')
-    say("They were trained on conversations of one or two turns: if the answers become odd, /reset.")
+    if foreign_base(options.run_dir) is None:
+        say('The models know a small world: try "Name three fruits." or "What is the capital of Japan?"')
+        say("They were trained on conversations of one or two turns: if the answers become odd, /reset.")
     with history(Path(options.runs_dir) / ".chat_history"):
         shell.cmdloop()
 

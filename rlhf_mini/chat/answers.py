@@ -17,6 +17,7 @@ from rlhf_mini.core.checkpoints import load_checkpoint
 from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Messages, Response
 from rlhf_mini.evaluation.responses import BARE_TEMPLATE, Stage, load_stage
+from rlhf_mini.evaluation.runs import foreign_base
 from rlhf_mini.models.sampling import sample
 from rlhf_mini.models.scoring import score_texts
 from rlhf_mini.models.text import context_length, encode_prompts, to_responses
@@ -38,6 +39,11 @@ class Chat:
         """A stage, or the reward model "rm". UserError if its checkpoint is missing or broken, or its context small."""
         if name not in self._loaded:
             path = self.options.checkpoint(name)
+            if name == "base" and (model := foreign_base(self.options.run_dir)):
+                raise UserError(
+                    f"{self.options.run_dir} began with {model}, a model from elsewhere, not with the base in {path}: "
+                    "chat with sft and ppo"
+                )
             load_checkpoint(path, name)
             with console.status(f"loading {name}"):
                 stage = load_stage(path, name)

@@ -29,7 +29,7 @@ from rlhf_mini.core.console import console, printable, run
 from rlhf_mini.doctor import checks
 from rlhf_mini.doctor.checks import Finding
 from rlhf_mini.doctor.outputs import StageOutput, read_comparison, read_stage
-from rlhf_mini.evaluation.runs import tool_command
+from rlhf_mini.evaluation.runs import foreign_base, tool_command
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "todo": "dim"}
 
@@ -67,9 +67,10 @@ def check_ppo(ppo: StageOutput, run_dir: Path) -> list[Finding | None]:
     sampled = [e / n for e, n in zip(of_responses, lengths, strict=False) if n > 0]
     entropy = sampled or of_distributions
     scores, stds = ppo.series("objective/scores"), ppo.series("objective/scores_std")
-    # `compare` scores with the run's reward model, which says nothing about a PPO run with another reward.
+    # `compare` scores with the run's reward model, which says nothing about a PPO run with another reward, and asks
+    # about the mini world, which other people's models have never read of.
     uses_rm = not ppo.option("reward", "")
-    comparable = uses_rm and ppo.path.name == "ppo"
+    comparable = uses_rm and ppo.path.name == "ppo" and foreign_base(run_dir) is None
     return [
         check_parent("ppo", ppo, "sft", run_dir),
         check_parent("ppo", ppo, "rm", run_dir) if uses_rm else None,

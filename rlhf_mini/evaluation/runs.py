@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, locked, versions
+from rlhf_mini.core.checkpoints import Checkpoint, load_checkpoint, locked, read_stage_json, versions
+from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import sha256
 from rlhf_mini.core.inputs import note_changes
 from rlhf_mini.evaluation.schema import Provenance, Weights
@@ -19,6 +20,7 @@ def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
     Raises:
         UserError: one of them is missing, broken, or not made from the one before it.
     """
+    refuse_foreign_base(run_dir)
     found = {"base": load_checkpoint(base, "base")}
     for name, before in (("sft", "base"), ("rm", "sft"), ("ppo", "sft")):
         found[name] = load_checkpoint(run_dir / name, name, of=found[before])
@@ -26,6 +28,21 @@ def find_checkpoints(run_dir: Path, base: str | Path) -> dict[str, Checkpoint]:
         load_checkpoint(run_dir / "ppo", "ppo", of=found["rm"])
     note_changes([run_dir / name for name in ("sft", "rm", "ppo")])
     return found
+
+
+def foreign_base(run_dir: Path) -> str | None:
+    """The path of the model that this run's SFT started from, if it is none of this project's."""
+    bases = [parent["path"] for parent in read_stage_json(run_dir / "sft").get("parents", [])]
+    found = (base for base in bases if (Path(base) / "config.json").is_file())
+    return next((base for base in found if not (Path(base) / "stage.json").is_file()), None)
+
+
+def refuse_foreign_base(run_dir: Path) -> None:
+    if model := foreign_base(run_dir):
+        raise UserError(
+            f"{run_dir} began with {model}, a model from elsewhere: this command asks what the mini world's own models "
+            "know, and compares with their base"
+        )
 
 
 def measuring(run_dir: Path) -> AbstractContextManager[None]:

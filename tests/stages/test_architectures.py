@@ -16,11 +16,15 @@ from transformers import (
     pipeline,
 )
 
+from rlhf_mini.chat.answers import Chat
+from rlhf_mini.chat.options import ChatOptions
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import write_jsonl
 from rlhf_mini.core.inputs import ROOT
 from rlhf_mini.core.options import parse_options
 from rlhf_mini.data.__main__ import inspect
+from rlhf_mini.doctor.__main__ import diagnose
+from rlhf_mini.evaluation.runs import find_checkpoints
 from rlhf_mini.models.base import load_base, new_tokens
 from rlhf_mini.models.text import encode_plain
 from stages.ppo.options import PPOOptions
@@ -38,8 +42,9 @@ def chain(folder: Path, base: Path, data: str, **more: Any) -> Path:
                          show_every=0))  # fmt: skip
     train_rm(RMOptions(**shared, rankings=data, demonstrations=data, init="sft", validation="", content="",
                        batch_size=8, num_train_epochs=1))  # fmt: skip
-    train_ppo(PPOOptions(**shared, prompts=data, validation_prompts=data, ptx_coef=0.0, updates=2, episodes=8,
-                         num_minibatches=2, warmup_updates=1, max_new_tokens=6, evaluation_prompts=4))  # fmt: skip
+    train_ppo(PPOOptions(**shared, prompts=data, validation_prompts=data, ptx_coef=0.0, ptx_texts="", updates=2,
+                         episodes=8, num_minibatches=2, warmup_updates=1, max_new_tokens=6,
+                         evaluation_prompts=4))  # fmt: skip
     return folder / "runs" / "x"
 
 
@@ -63,7 +68,17 @@ def test_the_chain_of_an_architecture(tmp_path: Path, name: str, capsys: pytest.
     generate = pipeline("text-generation", model=str(run / "ppo"))
     assert generate("Say", max_new_tokens=3)[0]["generated_text"].startswith("Say")
     assert AutoModelForSequenceClassification.from_pretrained(run / "rm").config.num_labels == 1
-    assert json.loads((run / "rm" / "stage.json").read_text())["metrics"]["accuracy/rankings"]["pairs"] > 0
+    of_rm, of_ppo = (json.loads((run / stage / "stage.json").read_text())["metrics"] for stage in ("rm", "ppo"))
+    assert of_rm["accuracy/rankings"]["pairs"] > 0 and of_rm["score_std"] > 0  # of the held-out rankings
+    assert "sampling for validation" not in said
+    assert "validation/kl" in of_ppo and "validation/ppo_text_loss" not in of_ppo and "LM loss" not in said
+    # What asks about the mini world says that it does not apply.
+    with pytest.raises(UserError, match=f"x began with {base}, a model from elsewhere: this command asks"):
+        find_checkpoints(run, "data/base")
+    with pytest.raises(UserError, match="not with the base in data/base: chat with sft and ppo"):
+        Chat(ChatOptions(run="x", runs_dir=str(run.parent))).load("base")
+    diagnose(run)
+    assert "evaluation.compare" not in capsys.readouterr().out
 
 
 @pytest.mark.lessons  # a minute where the processor has no bfloat16 instructions
@@ -71,7 +86,7 @@ def test_the_chain_of_an_architecture(tmp_path: Path, name: str, capsys: pytest.
 def test_bf16_computes_the_same_roughly_and_keeps_weights_in_float32(tmp_path: Path, name: str) -> None:
     base, data = make_model(tmp_path / "model", name), hh(tmp_path)
     runs = [chain(tmp_path / precision, base, data, precision=precision) for precision in ("no", "bf16")]
-    for stage, key in (("sft", "validation_loss"), ("rm", "reward_mean"), ("ppo", "validation/sft_text_loss")):
+    for stage, key in (("sft", "validation_loss"), ("rm", "reward_mean"), ("ppo", "policy/entropy")):
         exact, rough = (json.loads((run / stage / "stage.json").read_text())["metrics"][key] for run in runs)
         assert exact != rough and exact == pytest.approx(rough, abs=0.05)
         weights = load_file(runs[1] / stage / "model.safetensors")

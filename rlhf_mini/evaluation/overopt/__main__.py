@@ -31,6 +31,7 @@ from rlhf_mini.core.examples import read_prompts
 from rlhf_mini.core.files import is_number, plain, sha256, write_json
 from rlhf_mini.core.options import RunOptions, Seed, command_line, option, options, parse_options
 from rlhf_mini.evaluation.overopt import curves
+from rlhf_mini.evaluation.runs import refuse_foreign_base
 from rlhf_mini.evaluation.schema import Point, Scenario, Study, Training, read
 from rlhf_mini.evaluation.tables import cells, decimal, grid
 from rlhf_mini.world.knowledge import data_sha256
@@ -123,6 +124,7 @@ def study(options: OveroptOptions, command: str) -> None:
 
 
 def _study(options: OveroptOptions, command: str) -> None:
+    refuse_foreign_base(options.run_dir)
     sft = load_checkpoint(options.run_dir / "sft", "sft")
     rm = load_checkpoint(options.run_dir / "rm", "rm", of=sft)
     ppo = load_checkpoint(options.run_dir / "ppo", "ppo", of=rm)
