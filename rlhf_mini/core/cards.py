@@ -34,7 +34,7 @@ def card(info: Mapping[str, Any], adapter: bool) -> str:
         tags=["rlhf", "rlhf_mini", stage],
     )
     parents = [f"the {parent['stage']} in `{parent['path']}` ({parent['sha256'][:12]})" for parent in info["parents"]]
-    data = [f"`--{name} {options[name]}`" for name in DATA if options.get(name)]
+    data = [f"`--{name} {options[name]}`" for name in DATA if options.get(name) and name not in unread(options)]
     lines = ["---", head.to_yaml().strip(), "---", "", f"# {stage}: {options.get('run', 'rlhf_mini')}", ""]
     lines += [WHAT.get(stage, "A checkpoint."), ""]
     if adapter:
@@ -52,6 +52,12 @@ def card(info: Mapping[str, Any], adapter: bool) -> str:
     lines += ["## Limits", "", LIMITS.get(stage, "It continues texts and follows no instructions."), ""]
     lines += ["Made to study RLHF: do not let it decide or advise. stage.json has all options and checksums.", ""]
     return "\n".join(lines)
+
+
+def unread(options: Mapping[str, Any]) -> set[str]:
+    """The options that say where other data would have come from."""
+    sampling = {"base", "prompts", "labelers"} if options.get("rankings") else set()
+    return sampling | ({"ptx_texts"} if options.get("ptx_coef") == 0 else set())
 
 
 def rows(name: str, value: Any) -> list[str]:

@@ -16,7 +16,8 @@ from rlhf_mini.evaluation.compare import CompareOptions
 from rlhf_mini.models.export import export, push
 
 INFO: dict[str, Any] = {
-    "stage": "rm", "options": {"run": "mine", "rankings": "people.jsonl", "prompts": ""}, "seed": 3, "seconds": 1234.5,
+    "stage": "rm", "options": {"run": "mine", "rankings": "people.jsonl", "prompts": "p.jsonl"}, "seed": 3,
+    "seconds": 1234.5,
     "versions": {"torch": "2.13"}, "parents": [{"stage": "sft", "path": "runs/mine/sft", "sha256": "0123456789abcdef"}],
     "metrics": {"pairs": 33499, "loss/policy": 0.1, "names": "x",
                 "accuracy": {"share": 0.6579, "low": 0.6375, "high": 0.6791, "pairs": 9}},
@@ -32,7 +33,9 @@ def test_a_card_says_what_from_what_and_what_not() -> None:
                  "the sft in `runs/mine/sft` (0123456789ab)", "`--rankings people.jsonl`", "| pairs | 33,499 |",
                  "| accuracy | 0.658 (0.637 to 0.679) |", "no measure of truth"):  # fmt: skip
         assert part in text, part
-    assert "names" not in text and "loss/policy" not in text and "--prompts" not in text
+    assert "names" not in text and "loss/policy" not in text and "--prompts" not in text  # given rankings, none is read
+    texts = {ptx_coef: card(INFO | {"options": {"ptx_coef": ptx_coef, "ptx_texts": "t"}}, False) for ptx_coef in (0, 1)}
+    assert "--ptx_texts t" in texts[1] and "--ptx_texts" not in texts[0]
 
 
 def test_every_checkpoint_has_one_that_may_be_edited(nano_run: CompareOptions) -> None:
