@@ -7,6 +7,7 @@ A checkpoint that is an adapter keeps its own few weights and the path of what i
 is an optional dependency.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def _peft() -> Any:
         import peft
     except ImportError:
         raise UserError("LoRA needs peft, which is not installed: run `pip install 'rlhf-mini[lora]'`") from None
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft reads it
     return peft
 
 
