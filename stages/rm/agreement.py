@@ -86,15 +86,9 @@ def rankings_evaluation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
 ) -> dict[str, Share]:
     """The reward model's accuracy on rankings that it was not trained on."""
-    return rankings_accuracy(score_rankings(model, tokenizer, rankings), rankings)
-
-
-def score_rankings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
-) -> list[list[float]]:
-    """The reward model's score of each response of each ranking."""
     prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in rankings])
-    return score_groups(model, tokenizer, prompts, [as_responses(ranking) for ranking in rankings])
+    scores = score_groups(model, tokenizer, prompts, [as_responses(ranking) for ranking in rankings])
+    return rankings_accuracy(scores, rankings)
 
 
 def rankings_accuracy(scores: Sequence[Sequence[float]], rankings: Sequence[Ranking]) -> dict[str, Share]:

@@ -12,7 +12,7 @@ from rlhf_mini.core.console import UserError, console
 from rlhf_mini.core.examples import Prompt, Ranking, Response, contents
 from rlhf_mini.core.rankings import Labeler, pairs
 from rlhf_mini.data.load import Selected
-from rlhf_mini.models.text import AT_ONCE, Fitting, encode_prompts, response_ids
+from rlhf_mini.models.text import AT_ONCE, EncodedPrompt, Fitting, encode_prompts, response_ids
 
 
 class Example(NamedTuple):
@@ -108,6 +108,14 @@ def encode(model: PreTrainedModel, tokenizer: Tokenizer, rankings: Sequence[Rank
 
 def encode_fitting(tokenizer: Tokenizer, rankings: Sequence[Ranking], fitting: Fitting) -> Iterator[Example]:
     """The rankings in tokens, of those that `fitting` lets pass."""
+    for ranking, prompt, responses in that_fit(tokenizer, rankings, fitting):
+        yield Example([prompt.ids + response for response in responses], ranking["ranks"], len(prompt.ids))
+
+
+def that_fit(
+    tokenizer: Tokenizer, rankings: Sequence[Ranking], fitting: Fitting
+) -> Iterator[tuple[Ranking, EncodedPrompt, list[list[int]]]]:
+    """The rankings that `fitting` lets pass, with their prompts and responses in tokens."""
     for start in range(0, len(rankings), AT_ONCE):
         chunk = rankings[start : start + AT_ONCE]
         prompts = encode_prompts(tokenizer, [ranking["prompt"] for ranking in chunk])
@@ -115,4 +123,4 @@ def encode_fitting(tokenizer: Tokenizer, rankings: Sequence[Ranking], fitting: F
         for ranking, prompt in zip(chunk, prompts, strict=True):
             responses = list(islice(encoded, len(ranking["responses"])))
             if ids := fitting(prompt.ids, max(map(len, responses))):
-                yield Example([ids + response for response in responses], ranking["ranks"], len(ids))
+                yield ranking, EncodedPrompt(prompt.messages, ids), responses

@@ -78,10 +78,10 @@ from rlhf_mini.models.text import (
 )
 from rlhf_mini.training.loop import Objective, train
 from stages.rm import content, likelihood
-from stages.rm.agreement import Share, rankings_accuracy, score_groups, score_rankings, simulated_evaluation, table
+from stages.rm.agreement import Share, rankings_accuracy, score_groups, simulated_evaluation, table
 from stages.rm.loss import better_pairs, k_wise_loss
 from stages.rm.options import RMOptions
-from stages.rm.rankings import Example, encode_fitting, ordered, rank, split_by_prompt
+from stages.rm.rankings import Example, as_responses, encode_fitting, ordered, rank, split_by_prompt, that_fit
 from stages.rm.sources import Models, collect, distinct, sample_groups
 
 T = TypeVar("T")
@@ -166,13 +166,14 @@ def train_rm(options: RMOptions) -> None:
         add_adapter(reward_model, options.lora_rank, sft.path if judge is None else judge.path, options.seed)
         reward_model.to(device)
         reward_model.config.pad_token_id = tokenizer.pad_token_id  # transformers finds a row's last token by it
-        counts: dict[str, Any] = {
-            "rankings": len(rankings),
-            "rankings_held_out": len(held_out),
-            "pairs": sum(len(pairs(ranking["ranks"])) for ranking in rankings),
-        }
         examples = collected(encode_fitting(tokenizer, rankings, fitting), Example)
+        held_out, held_out_prompts = with_prompts(tokenizer, held_out, fitting)
         fitting.report("rm", "rankings")
+        counts: dict[str, Any] = {
+            "rankings": len(examples),
+            "rankings_held_out": len(held_out),
+            "pairs": sum(len(pairs(example.ranks)) for example in examples),
+        }
         if not examples:
             raise UserError("the rankings that fit the model's context are all held out: more must be shorter")
         if options.likelihood:
@@ -205,9 +206,11 @@ def train_rm(options: RMOptions) -> None:
             scores = score_groups(reward_model, tokenizer, encoded_validation, groups)
             shares = processes.of_first(lambda: simulated_evaluation(scores, validation, groups, labelers))
         if shares and not held_out:
-            held_out = rankings_as_in_training(models, tokenizer, validation, labelers["training"], options)
+            found = rankings_as_in_training(models, tokenizer, validation, labelers["training"], options)
+            held_out, held_out_prompts = with_prompts(tokenizer, found, Fitting(sft_model, options.too_long))
         if held_out:
-            of_rankings = score_rankings(reward_model, tokenizer, held_out)
+            groups = [as_responses(ranking) for ranking in held_out]
+            of_rankings = score_groups(reward_model, tokenizer, held_out_prompts, groups)
             shares |= rankings_accuracy(of_rankings, held_out)
             scores = scores or of_rankings
 
@@ -218,7 +221,8 @@ def train_rm(options: RMOptions) -> None:
         metrics = {**counts, "reward_mean": reward_mean, "score_std": spread(scores), **shares, **contents}
         save_checkpoint(folder, stage="rm", model=reward_model, metrics=metrics, **provenance)
 
-    console.print(table(shares))
+    if shares:
+        console.print(table(shares))
     if contents:
         console.print(content.table(contents))
     console.print(f"rm: {options.run_dir / 'rm'} written after {time.time() - resume.started:.0f} s", soft_wrap=True)
@@ -272,6 +276,14 @@ def rankings_as_in_training(
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def with_prompts(
+    tokenizer: Tokenizer, rankings: Sequence[Ranking], fitting: Fitting
+) -> tuple[list[Ranking], list[EncodedPrompt]]:
+    """The rankings that `fitting` lets pass, and their prompts in tokens."""
+    both = [(ranking, prompt) for ranking, prompt, _ in that_fit(tokenizer, rankings, fitting)]
+    return [ranking for ranking, _ in both], [prompt for _, prompt in both]
 
 
 def read_prompts(

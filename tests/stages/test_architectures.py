@@ -185,3 +185,18 @@ def test_inspect_measures_in_the_tokens_of_any_base(tmp_path: Path, capsys: pyte
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="it has no config"):
         inspect(hh(tmp_path), str(tmp_path / "empty"), examples=0, strict=False)
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_held_out_rankings_may_be_longer_than_the_context(tmp_path: Path, too_long: Any) -> None:
+    base, data = make_model(tmp_path / "model", "gpt2"), str(tmp_path / "rankings.jsonl")
+    records = [{"prompt": f"{n} " * (200 if n % 2 else 1), "responses": ["Yes.", "No."], "ranks": [1, 2]}
+               for n in range(100, 140)]  # fmt: skip
+    write_jsonl(Path(data), records)
+    shared: dict[str, Any] = {"runs_dir": str(tmp_path / "runs"), "save_steps": 0, "too_long": too_long}
+    train_sft(SFTOptions(**shared, base=str(base), demonstrations=data, ptx_coef=0.0, num_train_epochs=1, show_every=0))
+    train_rm(RMOptions(**shared, rankings=data, demonstrations=data, init="sft", validation="", content="",
+                       heldout_share=0.5))  # fmt: skip
+    found = json.loads((tmp_path / "runs" / "default" / "rm" / "stage.json").read_text())["metrics"]
+    assert found["rankings"] + found["rankings_held_out"] == (20 if too_long == "drop" else 40)
+    assert found["rankings"] == found["pairs"] and found["accuracy/rankings"]["pairs"] == found["rankings_held_out"] > 0
