@@ -136,7 +136,7 @@ def accuracy(rm: Estimate | None, labelers: float | None) -> Finding | None:
         return None
     measured = f"{rm.mean:.0%} of the labelers' pairs, 95 % {rm.low:.0%} to {rm.high:.0%} (at least {MIN_ACCURACY:.0%})"
     problem = "near 50 %, no better than chance"
-    advice = "another --learning_rate, more --num_prompts; read rankings.jsonl: would you rank the same way?"
+    advice = "another --learning_rate, more rankings; read rankings.jsonl: would you rank the same way?"
     if labelers is not None and labelers < MIN_ACCURACY:
         advice = (
             f"other --labelers: these agree with each other on only {labelers:.0%} of pairs, so no RM can learn them"
@@ -165,7 +165,7 @@ def overfitted_accuracy(training: Sequence[float], rm: float | None) -> Finding 
     if not training or rm is None:
         return None
     measured = f"{final(training):.0%} in training, {rm:.0%} on held-out rankings"
-    advice = "fewer --num_train_epochs (the paper trains for 1), more --num_prompts"
+    advice = "fewer --num_train_epochs (the paper trains for 1), more rankings"
     overfits = final(training) - rm > OVERFIT_ACCURACY
     return verdict("overfitting", measured, "it overfits the rankings", advice, warn=overfits)
 
@@ -174,7 +174,7 @@ def score_spread(std: float | None) -> Finding | None:
     if std is None:
         return None
     measured = f"standard deviation {std:.2f} (at least {MIN_SCORE_STD})"
-    advice = "a higher --learning_rate, more --num_prompts"
+    advice = "a higher --learning_rate, more rankings"
     return verdict("score spread", measured, "all responses get the same score", advice, fail=std < MIN_SCORE_STD)
 
 
