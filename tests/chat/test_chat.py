@@ -389,6 +389,7 @@ class Terminal:
         command = ["-m", "rlhf_mini.chat", "--runs_dir", str(runs_dir), *arguments]
         self.child = pexpect.spawn(
             sys.executable, command, cwd=str(ROOT), env=environment, dimensions=(40, 100), encoding="utf-8",
+            codec_errors="replace",  # as a terminal does: Ctrl-C may come between two bytes of a character
             timeout=SECONDS, preexec_fn=listen_to_ctrl_c,
         )  # fmt: skip
         self.raw = ""
