@@ -70,8 +70,8 @@ TRIED: dict[str, list[Settings]] = {
         {}, dict(updates=50), dict(learning_rate=5e-5, updates=60), dict(learning_rate=5e-5, updates=90),
     )] + [BEST["trl"] | change for change in (
         {}, dict(num_ppo_epochs=2, learning_rate=3e-5, updates=60), dict(minibatch_size=32, learning_rate=1e-4),
-        dict(minibatch_size=32, learning_rate=1e-4, updates=50), dict(minibatch_size=32, learning_rate=7e-5, updates=55),
-        dict(minibatch_size=8, learning_rate=3e-5, updates=60),
+        dict(minibatch_size=32, learning_rate=1e-4, updates=50), dict(minibatch_size=8, learning_rate=3e-5, updates=60),
+        dict(minibatch_size=32, learning_rate=7e-5, updates=55),
     )],
 }  # fmt: skip
 
