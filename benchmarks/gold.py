@@ -41,8 +41,9 @@ TEMPERATURE, TOKENS = 0.7, 48
 MEASURE_EVERY = 256  # episodes
 LOST = 0.05  # gold below SFT's at which, twice, a setting is given up
 Settings = dict[str, Any]
-# Tuned over these, by hand, one seed each: from the first of a side, then from the best so far, one or two things at a
-# time.
+# Tuned over these, by hand, with seed 0: from the first of a side, then from the best so far, one or two things at a
+# time. The best few had seeds 1 and 2, too, so what is reported comes from others.
+TUNED = 3  # seeds
 BEGIN: dict[str, Settings] = {
     "ours": dict(
         learning_rate=3e-4, value_learning_rate=1e-3, ptx_coef=0.5, episodes=128, minibatch_size=32, updates=30
@@ -50,7 +51,7 @@ BEGIN: dict[str, Settings] = {
     "trl": dict(learning_rate=1e-4, episodes=128, minibatch_size=16, updates=30),
 }
 BEST = {
-    "ours": BEGIN["ours"] | dict(learning_rate=1.5e-4, updates=45),
+    "ours": BEGIN["ours"] | dict(learning_rate=2e-4, ptx_batch_size=3, updates=50),
     "trl": BEGIN["trl"] | dict(learning_rate=5e-5, updates=70),
 }
 TRIED: dict[str, list[Settings]] = {
@@ -58,18 +59,19 @@ TRIED: dict[str, list[Settings]] = {
         {}, dict(updates=20), dict(learning_rate=5e-4, updates=20), dict(learning_rate=1.5e-4),
         dict(learning_rate=1e-4, value_learning_rate=3e-4, ptx_coef=0.0, minibatch_size=16),
         dict(learning_rate=1e-4, updates=40),
-    )] + [BEST["ours"] | change for change in (
+    )] + [BEGIN["ours"] | dict(learning_rate=1.5e-4, updates=45) | change for change in (
         {}, dict(updates=32), dict(kl_coef=0.005, updates=36), dict(ptx_coef=0.2, updates=36),
         dict(num_ppo_epochs=2, learning_rate=1e-4, updates=25), dict(num_ppo_epochs=2, minibatch_size=64, updates=30),
         dict(minibatch_size=64, learning_rate=2.5e-4, updates=40),
         dict(ema_decay=0.8, learning_rate=2e-4), dict(ema_decay=0.8, learning_rate=3e-4),
         dict(ema_decay=0.8, gae_lambda=1.0), dict(ema_decay=0.8, num_ppo_epochs=2, learning_rate=1e-4, updates=30),
         dict(ema_decay=0.8, minibatch_size=16, ptx_batch_size=3, learning_rate=1e-4),
-    )],
+    )] + [BEST["ours"]],
     "trl": [BEGIN["trl"] | change for change in (
         {}, dict(updates=50), dict(learning_rate=5e-5, updates=60), dict(learning_rate=5e-5, updates=90),
     )] + [BEST["trl"] | change for change in (
-        {}, dict(num_ppo_epochs=2, learning_rate=3e-5, updates=60), dict(minibatch_size=32, learning_rate=1e-4),
+        {}, dict(learning_rate=7e-5, updates=80), dict(num_ppo_epochs=2, learning_rate=3e-5, updates=60),
+        dict(minibatch_size=32, learning_rate=1e-4),
         dict(minibatch_size=32, learning_rate=1e-4, updates=50), dict(minibatch_size=8, learning_rate=3e-5, updates=60),
         dict(minibatch_size=32, learning_rate=7e-5, updates=55),
     )],
@@ -168,7 +170,7 @@ def main() -> None:
     if options.tune:
         plan = [(options.tune, settings, 0) for settings in TRIED[options.tune]]
     else:
-        plan = [(side, BEST[side], seed) for seed in range(options.seeds) for side in SIDES]
+        plan = [(side, BEST[side], seed) for seed in range(TUNED, TUNED + options.seeds) for side in SIDES]
     found: list[dict[str, Any]] = []
     for number, (side, settings, seed) in enumerate(plan, start=1):
         case = case_of(options.run_dir, settings, options.prompts, seed)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_mini.core.checkpoints import ADAPTER, known_by, read_stage_json
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import damaged, read_json
-from rlhf_mini.models.base import load_base
+from rlhf_mini.models.base import in_cache, load_equipped
 
 CONFIG = "adapter_config.json"
 ALPHA = 2  # times the rank: the scale of the change
@@ -87,8 +87,10 @@ def load_model(auto: Any, path: str | Path, **changes: Any) -> Any:
     ):
         model = load_model(AutoModelForSequenceClassification, base, config=config)
     else:
-        known = (base / "stage.json").is_file()
-        model = load_model(AutoModelForCausalLM, base) if known else load_base(str(base))[1]
+        if (base / "stage.json").is_file():
+            model = load_model(AutoModelForCausalLM, base)
+        else:  # SFT has checked it, and said what it gets
+            model = load_equipped(str(base), base if base.is_dir() else in_cache(str(base)))[0]
         model = with_scalar(model, config) if has_scalar_head(config) else model
     merged = _peft().PeftModel.from_pretrained(model, path).merge_and_unload()
     merged.config.update(config.to_dict())

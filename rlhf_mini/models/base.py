@@ -55,9 +55,7 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
         base = load_checkpoint(path, "base")
         return base, AutoModelForCausalLM.from_pretrained(base.path), load_tokenizer(base.path)
     folder = path if path.is_dir() else in_cache(source)
-    model = load_foreign(source, folder)
-    tokenizer, added = equip(source, folder, model.config)
-    fit_to(model, tokenizer)
+    model, tokenizer, added = load_equipped(source, folder)
     if added:
         console.print(f"{source} gets {' and '.join(added)}", soft_wrap=True)
     check_rows(source, model)
@@ -66,6 +64,14 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
     weights = [sums[file.name] for file in files if file.suffix == ".safetensors"]
     info = {"stage": "base", "sha256": sums, "parents": [], "options": {}, "metrics": {}, "seed": 0}
     return Checkpoint(folder, "base", weights[0], info), model, tokenizer
+
+
+def load_equipped(source: str, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """A model from elsewhere and its tokenizer, made fit for chats, and what was added to the tokenizer, in words."""
+    model = load_foreign(source, folder)
+    tokenizer, added = equip(source, folder, model.config)
+    fit_to(model, tokenizer)
+    return model, tokenizer, added
 
 
 def new_tokens(base: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> range:

@@ -73,12 +73,12 @@ def show(update: int, metrics: dict[str, float], options: PPOOptions, batch: Bat
     if console.is_terminal or sampled or last or update % SPARSE_EVERY == 0 or update == 1:
         console.print(
             f"ppo: update {update:>{len(str(options.updates))}}/{options.updates}  "
-            f"score {metrics['objective/scores']:+.2f}  kl {metrics['objective/kl']:.2f}  "
+            f"score {metrics['objective/scores']:+.2f}  kl {metrics['objective/kl']:z.2f}  "
             f"length {metrics['response/length']:.1f}  eos {metrics['response/eos_rate']:.0%}  "
             f"{metrics['episodes_per_second']:.0f} episodes/s"
         )
     if sampled:
-        console.print(excerpt(batch.prompts[0].messages, batch.responses[0]), style="dim")
+        console.print(excerpt(batch.prompts[0].messages, batch.responses[0]), style="dim", soft_wrap=True)
         console.print(f"    score: {float(batch.scores[0]):+.2f}", style="dim")
 
 
@@ -138,7 +138,7 @@ class Validation:
             if f"validation/sft_{key}" in metrics
         )  # fmt: skip
         console.print(
-            f"ppo: on {len(self.prompts)} validation prompts {before_and_after}, kl {metrics['validation/kl']:.2f}",
+            f"ppo: on {len(self.prompts)} validation prompts {before_and_after}, kl {metrics['validation/kl']:z.2f}",
             soft_wrap=True,
         )
 
