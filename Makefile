@@ -60,7 +60,7 @@ help:
 	@echo '  make ablations         retrain the reward model with one thing changed at a time        15-25 min, 1 GB'
 	@echo '  make settings          retrain PPO with one option changed at a time, 3 seeds           60-90 min, 1 GB'
 	@echo '  make bench             compare speed, memory, time to a gold with those of TRL 1.12.0   25-45 min, 2 GB'
-	@echo '  make scale             cost by parameters, length and episodes, on one thread           5-15 min, 3 GB'
+	@echo '  make scale             cost by parameters, length and episodes, on one thread           3-15 min, 3 GB'
 	@echo '  make parity            record tensors of TRL 1.12.0 as test data                        0.5 min, 0.5 GB'
 	@echo '  make mutants           change the code at random and see whether tests notice           5-10 min, 0.5 GB'
 	@echo '  make test              run all tests                                                    4-7 min, 1.5 GB'

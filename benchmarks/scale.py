@@ -1,6 +1,6 @@
 """How cost grows with parameters, response length and episodes, and what a GPT-2 of 124 M parameters would take.
 
-    python -m benchmarks.scale --out docs/scale.json       # 10 minutes on one thread, 3 GB
+    python -m benchmarks.scale --out docs/scale.json       # 3 to 10 minutes on one thread, 3 GB
 
 Measured: an iteration of PPO, an optimizer step of SFT (32 demonstrations of 64 tokens) and one of the reward model (16
 rankings of K = 4), on random weights that never end a response. Each is a process of its own, whose peak memory is its
@@ -227,6 +227,7 @@ def main() -> None:
         "command": command_line("python -m benchmarks.scale"), "machine": machine(options.threads), "slopes": slopes,
         "measured": measured, "utilisation": UTILISATION, "gpus": GPUS, "computed": computed,
     })  # fmt: skip
+    console.width = max(console.width, 110)  # where nobody looks, it is 80, and the tables would be cut
     show_measured(measured)
     for what, (of_all, of_last) in slopes.items():
         console.print(
