@@ -203,26 +203,22 @@ def backward(loss: Tensor, optimizer: Optimizer) -> None:
     if isinstance(optimizer, zero.ZeroOptimizer):
         return optimizer.backward(loss)
     loss.backward()
-    _, gradients = _by_keeper(_parameters(optimizer))  # torch has summed those that are kept in parts
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    _, gradients = _by_keeper(parameters)  # torch has summed those that are kept in parts
     if WORLD_SIZE > 1 and gradients:
         together = reduce(torch.cat([each.flatten() for each in gradients]), "sum")
         for gradient, summed in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
 
-def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
-    """torch's, of weights that may be in parts: the norm before clipping, a scalar."""
+def clip_grad_norm_(parameters: Sequence[Tensor], max_norm: float, optimizer: Optimizer) -> Tensor:
+    """torch's, of the optimizer's weights, which may be in parts: the norm before clipping, a scalar."""
     if isinstance(optimizer, zero.ZeroOptimizer):
         return optimizer.clip_grad_norm_(max_norm)
-    parameters = _parameters(optimizer)
     norms = [full(torch.nn.utils.get_total_norm(gradients)) for gradients in _by_keeper(parameters) if gradients]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [each for group in optimizer.param_groups for each in group["params"]]
 
 
 def _by_keeper(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -93,6 +93,7 @@ def train(
     steps = math.ceil(options.num_train_epochs * steps_per_epoch)
     batches = length_bucketed_batches([each.length for each in examples], options.batch_size, steps, options.seed)
     optimizer = processes.prepare(model, partial(adamw, options=options))
+    parameters = trained(model)
     log = MetricsLog(folder / "metrics.jsonl")
     torch.manual_seed(options.seed + processes.index())  # for dropout
 
@@ -126,7 +127,7 @@ def train(
             last_good = deepcopy(model.state_dict())  # they gave a finite loss
 
         processes.backward(part, optimizer)
-        grad_norm = processes.clip_grad_norm_(optimizer, MAX_GRAD_NORM)
+        grad_norm = processes.clip_grad_norm_(parameters, MAX_GRAD_NORM, optimizer)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -164,12 +164,12 @@ def train_steps(
     max_grad_norm: float,
 ) -> list[dict[str, Tensor]]:  # fmt: skip
     """An optimizer step on each minibatch. Fault, before the step, if a loss or a gradient is not finite."""
-    steps = []
+    parameters, steps = optimizer.param_groups[0]["params"], []
     for minibatch in minibatches:
         loss, logged = objective(minibatch)
         processes.backward(loss, optimizer)
         logged = processes.total(logged)
-        logged[f"{name}/grad_norm"] = processes.clip_grad_norm_(optimizer, max_grad_norm)
+        logged[f"{name}/grad_norm"] = processes.clip_grad_norm_(parameters, max_grad_norm, optimizer)
         if not all(torch.isfinite(scalar) for scalar in logged.values()):
             raise Fault("the loss or its gradient was not a finite number")
         optimizer.step()
