@@ -203,9 +203,11 @@ def backward(loss: Tensor, optimizer: Optimizer) -> None:
     if isinstance(optimizer, zero.ZeroOptimizer):
         return optimizer.backward(loss)
     loss.backward()
+    if WORLD_SIZE == 1:
+        return
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     _, gradients = _by_keeper(parameters)  # torch has summed those that are kept in parts
-    if WORLD_SIZE > 1 and gradients:
+    if gradients:
         together = reduce(torch.cat([each.flatten() for each in gradients]), "sum")
         for gradient, summed in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_mini.core.checkpoints import ADAPTER, known_by, read_stage_json
 from rlhf_mini.core.console import UserError
 from rlhf_mini.core.files import damaged, read_json
-from rlhf_mini.models.base import in_cache, load_equipped
+from rlhf_mini.models.base import folder_of, load_equipped
 
 CONFIG = "adapter_config.json"
 ALPHA = 2  # times the rank: the scale of the change
@@ -90,7 +90,7 @@ def load_model(auto: Any, path: str | Path, **changes: Any) -> Any:
         if (base / "stage.json").is_file():
             model = load_model(AutoModelForCausalLM, base)
         else:  # SFT has checked it, and said what it gets
-            model = load_equipped(str(base), base if base.is_dir() else in_cache(str(base)))[0]
+            model = load_equipped(str(base), folder_of(str(base)))[0]
         model = with_scalar(model, config) if has_scalar_head(config) else model
     merged = _peft().PeftModel.from_pretrained(model, path).merge_and_unload()
     merged.config.update(config.to_dict())

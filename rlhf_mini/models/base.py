@@ -54,7 +54,7 @@ def load_base(source: str) -> tuple[Checkpoint, PreTrainedModel, PreTrainedToken
     if (path / "stage.json").is_file() or not (path.is_dir() or looks_like_a_name(source)):
         base = load_checkpoint(path, "base")
         return base, AutoModelForCausalLM.from_pretrained(base.path), load_tokenizer(base.path)
-    folder = path if path.is_dir() else in_cache(source)
+    folder = folder_of(source)
     model, tokenizer, added = load_equipped(source, folder)
     if added:
         console.print(f"{source} gets {' and '.join(added)}", soft_wrap=True)
@@ -84,7 +84,7 @@ def base_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Any]:
     path = Path(source)
     if (path / "stage.json").is_file():
         return load_tokenizer(path), AutoConfig.from_pretrained(path)
-    folder = path if path.is_dir() or not looks_like_a_name(source) else in_cache(source)
+    folder = folder_of(source) if looks_like_a_name(source) else path
     if not (folder / "config.json").is_file():
         raise UserError(f"{source} is no model: it has no config.json")
     config = AutoConfig.from_pretrained(folder)
@@ -94,6 +94,11 @@ def base_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Any]:
 def looks_like_a_name(source: str) -> bool:
     """gpt2 or owner/name, and not a folder that is not there."""
     return source.count("/") <= 1 and not source.startswith((".", "/", "~", "data/", "runs/"))
+
+
+def folder_of(source: str) -> Path:
+    """Where a model from elsewhere is: a folder, or one in the cache. UserError if it is in neither."""
+    return path if (path := Path(source)).is_dir() else in_cache(source)
 
 
 def in_cache(name: str) -> Path:
@@ -138,9 +143,10 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     is another, as KoGPT2's is, most of a text would vanish.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    if (folder / "tokenizer.json").is_file():
+    lost = [saying for saying in SAYINGS if not keeps(tokenizer, saying)]
+    if lost and (folder / "tokenizer.json").is_file():
         as_it_is: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
-        if any(keeps(as_it_is, saying) and not keeps(tokenizer, saying) for saying in SAYINGS):
+        if any(keeps(as_it_is, saying) for saying in lost):
             return as_it_is
     return tokenizer
 

@@ -140,8 +140,7 @@ def test_kl_sign(world: World) -> None:
     healthy, buggy = world.make(BUGS["kl_sign"])
     assert mean(series(healthy, KL)[3:]) > 0.05 and mean(series(buggy, KL)[3:]) < -0.05
     examples = [prompt(n) for n in range(2000, 2030)]
-    # Healthy code knows the sign. How far off a policy of this size gets depends on rounding: 1.5 to over 2 times.
-    assert measure(buggy, examples).kl > 1.2 * measure(healthy, examples).kl > 0
+    assert measure(buggy, examples).kl > 2 * measure(healthy, examples).kl > 0  # healthy code knows the sign
 
 
 def test_wrong_token() -> None:
